@@ -1,0 +1,1 @@
+"""Types that every plane shares: config, requests, sampling parameters, outputs, errors."""

@@ -1,0 +1,42 @@
+"""Every error a user can meet, with one rule: name the field, the value, the limit and the remedy."""
+
+
+class JaxserveError(Exception):
+    """Base of all errors raised on purpose by jaxserve."""
+
+
+class ConfigError(JaxserveError):
+    """The engine cannot start as asked: a flag, a checkpoint or the memory does not fit."""
+
+
+class CheckpointError(ConfigError):
+    """A checkpoint is missing, truncated, or its tensors are not those the architecture needs."""
+
+
+class RequestError(JaxserveError):
+    """One request is not valid (HTTP 400). Nobody else notices.
+
+    param: the request field at fault, as the user wrote it.
+    code: a machine-readable reason such as "context_length_exceeded", or None.
+    """
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+        self.code = code
+
+
+class QueueFull(JaxserveError):
+    """The server is at its queue limit (HTTP 503). retry_after_s: when to try again, seconds."""
+
+    def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class EngineDead(JaxserveError):
+    """The engine process ended; no request can be served until it is restarted (HTTP 503)."""
+
+
+class EngineError(JaxserveError):
+    """This one request failed inside the engine (HTTP 500); others go on."""

@@ -1,0 +1,115 @@
+"""The typed messages between a front end and the engine, on either transport (msgpack over ipc, or queues)."""
+
+from typing import Any
+
+import msgspec
+
+from jaxserve.core.outputs import EngineOutput
+from jaxserve.core.params import SamplingParams
+
+
+class AddRequest(msgspec.Struct, tag=True):
+    """Start one token stream. params.n is 1 here: the front end fans out. cache_salt parts the prefix cache."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    arrival_time_s: float
+    priority: int = 0
+    cache_salt: str | None = None
+
+
+class AbortRequests(msgspec.Struct, tag=True):
+    """End these requests now; unknown and finished ids are ignored. Each live one answers with ABORT."""
+
+    request_ids: list[str]
+
+
+class Call(msgspec.Struct, tag=True):
+    """Ask the engine something between two steps: stats, reset_prefix_cache."""
+
+    call_id: int
+    method: str
+    args: list[Any] = []
+
+
+class Shutdown(msgspec.Struct, tag=True):
+    """Leave the loop; running requests are aborted (the front end drains first)."""
+
+
+class EngineInfo(msgspec.Struct):
+    """What a front end must know of a ready engine (no jax needed to read it)."""
+
+    model_path: str
+    architecture: str
+    dtype: str
+    vocab_size: int
+    max_model_len: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_logprobs: int
+    page_size: int
+    num_pages: int
+    eos_token_ids: list[int]
+    device: str
+    startup_s: dict[str, float]
+
+
+class SchedulerStats(msgspec.Struct):
+    """A snapshot after a step; counters are totals since the start."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    num_waiting_tokens: int = 0
+    num_pages: int = 0
+    num_used_pages: int = 0
+    num_cached_pages: int = 0
+    num_preemptions: int = 0
+    prefix_cache_queries: int = 0
+    prefix_cache_hits: int = 0
+    num_steps: int = 0
+    num_step_tokens: int = 0
+    num_compilations_after_warmup: int = 0
+    num_corrupted_requests: int = 0
+    device_memory_used_bytes: int = 0
+    device_memory_total_bytes: int = 0
+
+
+class StartupProgress(msgspec.Struct, tag=True):
+    """One line for a person waiting: what the starting engine is doing."""
+
+    text: str
+
+
+class Ready(msgspec.Struct, tag=True):
+    info: EngineInfo
+
+
+class StartupFailed(msgspec.Struct, tag=True):
+    """The engine could not start; kind is the error class's name (ConfigError, CheckpointError or another)."""
+
+    kind: str
+    message: str
+
+
+class Outputs(msgspec.Struct, tag=True):
+    """All news of one step; stats None where unchanged."""
+
+    outputs: list[EngineOutput]
+    stats: SchedulerStats | None = None
+
+
+class CallResult(msgspec.Struct, tag=True):
+    call_id: int
+    value: Any = None
+    error: str | None = None
+
+
+class EngineFailed(msgspec.Struct, tag=True):
+    """The engine's last words: it cannot go on."""
+
+    message: str
+
+
+ToEngine = AddRequest | AbortRequests | Call | Shutdown
+FromEngine = StartupProgress | Ready | StartupFailed | Outputs | CallResult | EngineFailed
