@@ -1,0 +1,1 @@
+"""Sampling on the device: biases, penalties, filters, random choice and log probabilities of a whole batch."""

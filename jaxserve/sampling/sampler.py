@@ -1,0 +1,119 @@
+"""From logits to the next token of every row."""
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxserve.sampling.batch import SamplingBatch
+from jaxserve.sampling.filters import kept_tokens
+from jaxserve.sampling.logprobs import token_logprobs
+from jaxserve.sampling.state import SamplingState
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Sampled:
+    """What one step sampled. Inactive rows hold values without meaning.
+
+    token_ids_B: the next token of each row.
+    logprob_B, rank_B, top_ids_BK, top_logprobs_BK: of the raw distribution, see `token_logprobs`;
+        zeros where `use_logprobs` is False.
+    is_finite_B: False where no token can be meant: the row's logits held a NaN or +inf, or its
+        biases forbid every token. The request must end in an error.
+    """
+
+    token_ids_B: Int[Array, " B"]
+    logprob_B: Float[Array, " B"]
+    rank_B: Int[Array, " B"]
+    top_ids_BK: Int[Array, "B K"]
+    top_logprobs_BK: Float[Array, "B K"]
+    is_finite_B: Bool[Array, " B"]
+
+
+def sample(
+    logits_BV: Float[Array, "B V"], batch: SamplingBatch, state: SamplingState, num_logprobs: int
+) -> tuple[Sampled, SamplingState]:
+    """The next token of every row, and the state with those tokens counted.
+
+    In order: log probabilities of the raw logits; bias; penalties; greedy where the temperature is
+    0, else temperature, min-p, top-k, top-p and a random choice that depends on (seed, position)
+    alone. Work that no row asks for is skipped on the device, so one program serves all parameters.
+    num_logprobs: K of the top list (static).
+    """
+    processed_BV = lax.cond(batch.use_bias, _add_bias, _same, logits_BV, batch, state)
+    processed_BV = lax.cond(batch.use_penalties, _penalise, _same, processed_BV, batch, state)
+    token_ids_B = jnp.argmax(processed_BV, axis=-1).astype(jnp.int32)
+    token_ids_B = lax.cond(batch.use_random, _choose, _keep_greedy, token_ids_B, processed_BV, batch)
+
+    def measure(logits_BV: Array, ids_B: Array) -> tuple[Array, ...]:
+        return token_logprobs(logits_BV, ids_B, num_logprobs)
+
+    def skip(logits_BV: Array, ids_B: Array) -> tuple[Array, ...]:
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(measure, logits_BV, ids_B))
+
+    logprob_B, rank_B, top_ids_BK, top_logprobs_BK = lax.cond(
+        batch.use_logprobs, measure, skip, logits_BV, token_ids_B
+    )
+    is_finite_B = jnp.isfinite(jnp.max(logits_BV, axis=-1)) & jnp.isfinite(jnp.max(processed_BV, axis=-1))
+    sampled = Sampled(token_ids_B, logprob_B, rank_B, top_ids_BK, top_logprobs_BK, is_finite_B)
+    # Not under a cond: handing the counts through one would copy them.
+    once_B = batch.is_active_B.astype(jnp.int32)
+    counts_RV = state.counts_RV.at[batch.rows_B, token_ids_B].add(once_B, mode="drop")
+    return sampled, replace(state, counts_RV=counts_RV)
+
+
+def _same(logits_BV: Array, batch: SamplingBatch, state: SamplingState) -> Array:
+    return logits_BV
+
+
+def _add_bias(logits_BV: Array, batch: SamplingBatch, state: SamplingState) -> Array:
+    return logits_BV + state.bias_RV.at[batch.rows_B].get(mode="clip")
+
+
+def _penalise(logits_BV: Array, batch: SamplingBatch, state: SamplingState) -> Array:
+    """Repetition divides (or multiplies) what occurred in prompt or output; the others subtract for output only."""
+    counts_BV = state.counts_RV.at[batch.rows_B].get(mode="clip")
+    in_prompt_BV = state.prompt_mask_RV.at[batch.rows_B].get(mode="clip")
+    repetition_B1 = batch.repetition_B[:, None]
+    weakened_BV = jnp.where(logits_BV > 0, logits_BV / repetition_B1, logits_BV * repetition_B1)
+    logits_BV = jnp.where(in_prompt_BV | (counts_BV > 0), weakened_BV, logits_BV)
+    logits_BV -= batch.frequency_B[:, None] * counts_BV.astype(jnp.float32)
+    return logits_BV - batch.presence_B[:, None] * (counts_BV > 0).astype(jnp.float32)
+
+
+def _keep_greedy(greedy_B: Array, logits_BV: Array, batch: SamplingBatch) -> Array:
+    return greedy_B
+
+
+def _choose(greedy_B: Array, logits_BV: Array, batch: SamplingBatch) -> Array:
+    """Random tokens for the rows with a temperature, the greedy ones for the others."""
+    scaled_BV = scale(logits_BV, batch.temperature_B)
+    scaled_BV = lax.cond(batch.use_filters, _filter, lambda scaled_BV, _: scaled_BV, scaled_BV, batch)
+    noise_BV = gumbel_noise(batch.seeds_B2, batch.positions_B, logits_BV.shape[-1])
+    random_B = jnp.argmax(scaled_BV + noise_BV, axis=-1).astype(jnp.int32)
+    return jnp.where(batch.temperature_B > 0, random_B, greedy_B)
+
+
+def scale(logits_BV: Float[Array, "B V"], temperature_B: Float[Array, " B"]) -> Float[Array, "B V"]:
+    """Logits over temperature, each row shifted to a maximum of 0 first, so that nothing overflows."""
+    best_B = jnp.max(logits_BV, axis=-1)
+    best_B = jnp.where(jnp.isfinite(best_B), best_B, 0.0)
+    return (logits_BV - best_B[:, None]) / jnp.where(temperature_B > 0, temperature_B, 1.0)[:, None]
+
+
+def _filter(scaled_BV: Array, batch: SamplingBatch) -> Array:
+    is_kept_BV = kept_tokens(scaled_BV, batch.top_k_B, batch.top_p_B, batch.min_p_B)
+    return jnp.where(is_kept_BV, scaled_BV, -jnp.inf)
+
+
+def gumbel_noise(seeds_B2: Array, positions_B: Array, vocab_size: int) -> Float[Array, "B V"]:
+    """Noise whose argmax with log weights is a sample: a function of each row's seed and position alone."""
+
+    def draw(seed_2: Array, position: Array) -> Array:
+        key = jax.random.fold_in(jax.random.wrap_key_data(seed_2, impl="threefry2x32"), position)
+        return jax.random.gumbel(key, (vocab_size,), jnp.float32)
+
+    return jax.vmap(draw)(seeds_B2, positions_B)
