@@ -43,7 +43,8 @@ class EngineOutput:
     finish_reason, stop_reason: set once, on the request's one terminal output; stop_reason is
         the stop token's id where one ended it (None for EOS).
     num_cached_tokens: prompt tokens that were read from the prefix cache.
-    error: the message if finish_reason is ERROR.
+    error: the message if finish_reason is ERROR; error_kind: the class of jaxserve.core.errors it stands for
+        ("QueueFull"), None for EngineError.
     queue_time_s, prefill_time_s: set on the output that carries the first token, seconds.
     """
 
@@ -56,6 +57,7 @@ class EngineOutput:
     num_cached_tokens: int = 0
     num_preemptions: int = 0
     error: str | None = None
+    error_kind: str | None = None
     queue_time_s: float | None = None
     prefill_time_s: float | None = None
 

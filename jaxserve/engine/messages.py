@@ -74,6 +74,21 @@ class SchedulerStats(msgspec.Struct):
     device_memory_used_bytes: int = 0
     device_memory_total_bytes: int = 0
 
+    @property
+    def gpu_memory_used(self) -> int:
+        """device_memory_used_bytes, under the name that published monitoring loops read."""
+        return self.device_memory_used_bytes
+
+    @property
+    def gpu_memory_total(self) -> int:
+        """device_memory_total_bytes, likewise."""
+        return self.device_memory_total_bytes
+
+    @property
+    def num_active_seqs(self) -> int:
+        """num_running, likewise."""
+        return self.num_running
+
 
 class StartupProgress(msgspec.Struct, tag=True):
     """One line for a person waiting: what the starting engine is doing."""
