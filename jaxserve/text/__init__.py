@@ -1,0 +1,1 @@
+"""Text on the host: tokenizing, incremental detokenizing, stop strings, chat templates."""
