@@ -106,6 +106,7 @@ class RequestOutput:
 
     prompt_logprobs: one entry a prompt token, the first is None; None if not asked for.
     finished: True on exactly one, the last, output of a request.
+    error, error_kind: as in EngineOutput, on the last output of a request that failed.
     """
 
     request_id: str
@@ -116,3 +117,5 @@ class RequestOutput:
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None
     metrics: RequestMetrics | None = None
     num_cached_tokens: int = 0
+    error: str | None = None
+    error_kind: str | None = None
