@@ -13,7 +13,7 @@ class Request:
     """Owned and mutated by the Scheduler alone.
 
     The ledger, in tokens (prompt and output counted together):
-        [0, num_cached_tokens)    read from the prefix cache at the last admission
+        [0, num_cached_tokens)    read from the prefix cache at the first admission
         [0, num_computed_tokens)  keys and values are in the pool
         [0, num_tokens)           known: prompt plus what was sampled
     A step computes [num_computed_tokens, num_computed_tokens + num_scheduled_tokens).
@@ -21,7 +21,9 @@ class Request:
     row: index of the request's sampling-state row on the device while running, else None.
     page_ids: pages held, in order of position; page_ids[i] holds positions [i*Z, (i+1)*Z).
     seed: 64-bit, always set (the engine draws one where the user gave none).
-    arrival_time_s: monotonic seconds; priority: lower runs first.
+    arrival_time_s: monotonic seconds; priority: lower runs first; arrival_order: place among all requests added.
+    num_published_pages: leading pages of page_ids that the prefix cache knows.
+    num_prompt_logprobs_sent: prompt positions 1.. whose log probabilities were delivered (a recompute repeats none).
     """
 
     request_id: str
@@ -38,6 +40,9 @@ class Request:
     page_hashes: list[bytes] = field(default_factory=list)
     row: int | None = None
     num_preemptions: int = 0
+    arrival_order: int = 0
+    num_published_pages: int = 0
+    num_prompt_logprobs_sent: int = 0
     admitted_time_s: float | None = None
     first_token_time_s: float | None = None
 
