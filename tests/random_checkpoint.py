@@ -153,7 +153,8 @@ def _write_weights(directory: Path, tensors: dict[str, np.ndarray], num_shards: 
         save_file(shard, directory / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(shard, file)
     total = sum(tensor.nbytes for tensor in tensors.values())
-    _write_json(directory / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    _write_json(directory / "model.safetensors.index.json", index)
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
