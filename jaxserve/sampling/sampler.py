@@ -54,9 +54,7 @@ def sample(
     def skip(logits_BV: Array, ids_B: Array) -> tuple[Array, ...]:
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(measure, logits_BV, ids_B))
 
-    logprob_B, rank_B, top_ids_BK, top_logprobs_BK = lax.cond(
-        batch.use_logprobs, measure, skip, logits_BV, token_ids_B
-    )
+    logprob_B, rank_B, top_ids_BK, top_logprobs_BK = lax.cond(batch.use_logprobs, measure, skip, logits_BV, token_ids_B)
     is_finite_B = jnp.isfinite(jnp.max(logits_BV, axis=-1)) & jnp.isfinite(jnp.max(processed_BV, axis=-1))
     sampled = Sampled(token_ids_B, logprob_B, rank_B, top_ids_BK, top_logprobs_BK, is_finite_B)
     # Not under a cond: handing the counts through one would copy them.
