@@ -4,8 +4,12 @@
 decides. `resolve` (jaxserve/runner/resolve.py) turns it into the frozen, numeric `EngineConfig`.
 """
 
-from dataclasses import dataclass, field
+import difflib
+import functools
+from dataclasses import dataclass, field, fields
 from typing import Any
+
+from jaxserve.core.errors import ConfigError
 
 
 def arg(default: Any, help: str, group: str, **extra: Any) -> Any:
@@ -122,6 +126,33 @@ class EngineConfig:
     compilation_cache_dir: str | None = None
 
 
+def take_aliases[T](cls: type[T]) -> type[T]:
+    """A dataclass whose constructor also takes the aliases of its fields.
+
+    The constructor raises ConfigError for an unknown name (naming the nearest) and for a field given twice.
+    """
+    init = cls.__init__
+    known = {f.name: f.name for f in fields(cls)}  # pyright: ignore[reportArgumentType]
+    known |= {alias: f.name for f in fields(cls) for alias in f.metadata.get("aliases", ())}  # pyright: ignore[reportArgumentType]
+
+    @functools.wraps(init)
+    def wrapped(self: T, *args: Any, **kwargs: Any) -> None:
+        given: dict[str, Any] = {}
+        for name, value in kwargs.items():
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ConfigError(f"{name!r} is not an engine argument{hint}")
+            if known[name] in given:
+                raise ConfigError(f"{known[name]!r} is given twice, once under another of its names")
+            given[known[name]] = value
+        init(self, *args, **given)
+
+    cls.__init__ = wrapped
+    return cls
+
+
+@take_aliases
 @dataclass
 class EngineArgs:
     """What a user may say about the engine; names and defaults as vLLM's where it has them."""
