@@ -40,13 +40,19 @@ def check_float(field: str, value: Any, low: float, high: float, *, above_low: b
     """A finite number in [low, high], or (low, high] with above_low. Returned as float, -0.0 as 0.0."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise fail(field, f"must be a number, got {show(value)}", remedy)
-    is_huge = isinstance(value, Integral) and abs(int(value)) > MAX_INT64  # float() of it could overflow
-    number = math.copysign(math.inf, int(value)) if is_huge else float(value)
+    number, is_huge = _to_float(value)
     if not is_huge and not math.isfinite(number):
         raise fail(field, f"must be a finite number, got {show(value)}", remedy)
     if not low <= number <= high or (above_low and number == low):
         raise fail(field, f"must be {_float_limits(low, high, above_low)}, got {show(value)}", remedy)
     return number + 0.0
+
+
+def _to_float(value: Any) -> tuple[float, bool]:
+    """The value as a float, and whether it is an integer so long that float() could raise (then infinity)."""
+    if isinstance(value, Integral) and abs(int(value)) > MAX_INT64:
+        return (math.inf if int(value) > 0 else -math.inf), True
+    return float(value), False
 
 
 def _float_limits(low: float, high: float, above_low: bool) -> str:
