@@ -1,0 +1,67 @@
+"""The plain layers of a decoder: linear, RMS norm, embedding; and the type of an attention.
+
+All act on the last axis of arrays with any leading axes. Constructors make zeros: build a model
+under `nnx.eval_shape` and fill its leaves from a checkpoint (jaxserve/models/weights.py).
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+type Attend = Callable[
+    [int, Float[Array, "T N H"], Float[Array, "T K H"], Float[Array, "T K H"]], Float[Array, "T N H"]
+]
+"""(layer index, queries, keys, values after the rotary embedding) -> one output a query."""
+
+
+class Linear(nnx.Module):
+    """x @ weight.T + bias, the weight laid out [out, in] as checkpoints keep it."""
+
+    def __init__(self, in_features: int, out_features: int, *, bias: bool, dtype: jnp.dtype) -> None:
+        self.weight = nnx.Param(jnp.zeros((out_features, in_features), dtype))
+        self.bias = nnx.Param(jnp.zeros((out_features,), dtype)) if bias else None
+
+    def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
+        y = linear(x, self.weight[...])
+        return y if self.bias is None else y + self.bias[...]
+
+
+def linear(
+    x: Float[Array, "... I"], weight_OI: Float[Array, "O I"], out_dtype: jnp.dtype | None = None
+) -> Float[Array, "... O"]:
+    """x @ weight.T with sums in float32, given back in out_dtype (x's own if None)."""
+    dimensions = (((x.ndim - 1,), (1,)), ((), ()))
+    return lax.dot_general(x, weight_OI, dimensions, preferred_element_type=out_dtype)
+
+
+class RMSNorm(nnx.Module):
+    """x / rms(x) * weight: the quotient in float32, rounded to x's dtype before the weight, as transformers does."""
+
+    def __init__(self, size: int, eps: float, *, dtype: jnp.dtype) -> None:
+        self.weight = nnx.Param(jnp.zeros((size,), dtype))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        wide = x.astype(jnp.float32)
+        mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+        return self.weight[...] * (wide * lax.rsqrt(mean_square + self.eps)).astype(x.dtype)
+
+
+class Embedding(nnx.Module):
+    """A row of the table for each token id. Ids must lie in [0, V): JAX clamps others silently."""
+
+    def __init__(self, vocab_size: int, size: int, *, dtype: jnp.dtype) -> None:
+        self.weight = nnx.Param(jnp.zeros((vocab_size, size), dtype))
+
+    def __call__(self, token_ids_T: Int[Array, "T"]) -> Float[Array, "T D"]:
+        return jnp.take(self.weight[...], token_ids_T, axis=0, mode="clip")
+
+
+def silu_gate(gate_up: Float[Array, "... F2"]) -> Float[Array, "... F"]:
+    """silu(first half) * second half."""
+    gate, up = jnp.split(gate_up, 2, axis=-1)
+    return jax.nn.silu(gate) * up
