@@ -80,7 +80,7 @@ def _collect(backend: Backend, piece: Any) -> list[bytes]:
 def _byte_level_table() -> dict[int, str]:
     """Undoes GPT-2's printable stand-ins for bytes; every Latin-1 character that is none maps out of Latin-1."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    table = {code: "\uffff" for code in range(0x100)}
+    table = dict.fromkeys(range(0x100), "\uffff")
     table |= {code: chr(code) for code in printable}
     others = [code for code in range(0x100) if code not in set(printable)]
     return table | {0x100 + index: chr(code) for index, code in enumerate(others)}
@@ -92,5 +92,7 @@ _BYTE_LEVEL = _byte_level_table()
 def _byte_level_piece(token: str) -> bytes:
     try:
         return token.translate(_BYTE_LEVEL).encode("latin-1")
-    except UnicodeEncodeError:  # an added token that is plain text, such as one with a space or a letter outside the table
+    except (
+        UnicodeEncodeError
+    ):  # an added token that is plain text, such as one with a space or a letter outside the table
         return token.encode("utf-8", "replace")

@@ -87,12 +87,18 @@ class _WindowDecoder:
     """For other decoders: decodes a short window of tokens with and without the new ones; the difference is new."""
 
     def __init__(
-        self, tokenizer: Tokenizer, prompt_token_ids: Sequence[int], skip_special_tokens: bool, spaces_between_special_tokens: bool
+        self,
+        tokenizer: Tokenizer,
+        prompt_token_ids: Sequence[int],
+        skip_special_tokens: bool,
+        spaces_between_special_tokens: bool,
     ) -> None:
         self._decode = tokenizer.backend.decode
         self._skip = skip_special_tokens
         skipped = tokenizer.special_ids if skip_special_tokens else frozenset[int]()
-        self._context = [token_id for token_id in prompt_token_ids[-64:] if token_id not in skipped][-_NUM_CONTEXT_TOKENS:]
+        self._context = [token_id for token_id in prompt_token_ids[-64:] if token_id not in skipped][
+            -_NUM_CONTEXT_TOKENS:
+        ]
         self._skipped = skipped
         self._held: list[int] = []
         self._unspaced = {} if skip_special_tokens or spaces_between_special_tokens else tokenizer.added_tokens

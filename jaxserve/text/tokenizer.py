@@ -29,7 +29,9 @@ class Tokenizer:
     def __init__(self, hf: Any) -> None:
         backend = getattr(hf, "backend_tokenizer", None)
         if not isinstance(backend, Backend):
-            raise ConfigError(f"the tokenizer {type(hf).__name__} has no fast backend: add a tokenizer.json to the checkpoint")
+            raise ConfigError(
+                f"the tokenizer {type(hf).__name__} has no fast backend: add a tokenizer.json to the checkpoint"
+            )
         # Truncation and padding are state of the backend: left on, they would silently cut prompts.
         backend.no_truncation()
         backend.no_padding()
@@ -126,7 +128,7 @@ def check_unicode(text: str, param: str) -> None:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise RequestError(
-            f"{param} is not valid Unicode: a lone surrogate (U+{ord(text[error.start]):04X}) at character {error.start}; "
-            "send the full surrogate pair or remove it",
+            f"{param} is not valid Unicode: a lone surrogate (U+{ord(text[error.start]):04X}) at character "
+            f"{error.start}; send the full surrogate pair or remove it",
             param=param,
         ) from None
