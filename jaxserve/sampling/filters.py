@@ -1,39 +1,27 @@
 """Which tokens top-k, top-p and min-p keep, without sorting the vocabulary.
 
-Each filter is "everything at or above a threshold". The threshold is found exactly, by bisection
-on the 32 bits of the floats, so ties at the threshold are all kept.
+Each filter is "everything at or above a threshold". The threshold is found by bisection on the bits
+of the floats, until at most one token is left in doubt, so ties at the threshold are all kept.
 """
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-_KEY_OF_MINUS_INF = -0x7F800000
+_KEY_OF_NO_MASS = -0x42D00000  # of -104, whose exp() is 0 in float32
 
 
 def order_keys(values: Float[Array, "..."]) -> Int[Array, "..."]:
-    """int32 keys in the same order as the float32 values (-0.0 and 0.0 are equal; NaN is undefined)."""
-    bits = lax.bitcast_convert_type(jnp.where(values == 0, 0.0, values), jnp.int32)
+    """int32 keys in the same order as the float32 values (-0.0 and 0.0 are equal; NaN has no order)."""
+    return _flip_negative(lax.bitcast_convert_type(jnp.where(values == 0, 0.0, values), jnp.int32))
+
+
+def _flip_negative(bits: Array) -> Array:
+    """Between the bits of a float (sign and magnitude) and its key (two's complement), either way."""
     return jnp.where(bits < 0, jnp.int32(-0x80000000) - bits, bits)
-
-
-def threshold_keys(
-    keys_BV: Int[Array, "B V"], weights_BV: Float[Array, "B V"], target_B: Float[Array, " B"]
-) -> Int[Array, " B"]:
-    """The largest key such that the tokens at or above it together weigh at least the target.
-
-    Keys are at most 0. Where even all tokens do not reach the target, the key of -inf.
-    """
-
-    def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
-        low_B, high_B = bounds
-        middle_B = low_B + (high_B - low_B) // 2
-        weight_B = jnp.sum(jnp.where(keys_BV >= middle_B[:, None], weights_BV, 0.0), axis=-1)
-        is_enough_B = weight_B >= target_B
-        return jnp.where(is_enough_B, middle_B, low_B), jnp.where(is_enough_B, high_B, middle_B)
-
-    low_B = jnp.full(target_B.shape, _KEY_OF_MINUS_INF, jnp.int32)
-    return lax.fori_loop(0, 31, halve, (low_B, jnp.ones_like(low_B)))[0]
 
 
 def kept_tokens(
@@ -45,16 +33,79 @@ def kept_tokens(
     """The tokens that min-p, then top-k, then top-p (of what is left, renormalised) keep.
 
     scaled_BV: logits over temperature, shifted so that each row's maximum is 0. At least the most
-    likely token is kept. min-p keeps tokens of at least min_p times the best probability; top-k the
-    k most likely; top-p the smallest set of most likely tokens whose mass reaches p.
+    likely token is kept. min-p keeps tokens of at least min_p times the best probability; top-k
+    (0: all) the k most likely; top-p the smallest set of most likely tokens whose mass reaches p.
     """
     keys_BV = order_keys(scaled_BV)
-    ones_BV = jnp.ones_like(scaled_BV)
-    min_p_key_B = order_keys(jnp.log(min_p_B))
-    top_k_key_B = threshold_keys(keys_BV, ones_BV, top_k_B.astype(jnp.float32))
-    floor_B = jnp.maximum(min_p_key_B, jnp.where(top_k_B > 0, top_k_key_B, _KEY_OF_MINUS_INF))
+    floor_B = order_keys(jnp.log(min_p_B))
+    floor_B = lax.cond(jnp.any(top_k_B > 0), _raise_to_top_k, _same_floor, floor_B, keys_BV, scaled_BV, top_k_B)
+    floor_B = lax.cond(jnp.any(top_p_B < 1), _raise_to_top_p, _same_floor, floor_B, keys_BV, scaled_BV, top_p_B)
+    return keys_BV >= floor_B[:, None]
+
+
+def _same_floor(floor_B: Array, keys_BV: Array, scaled_BV: Array, parameter_B: Array) -> Array:
+    return floor_B
+
+
+def _raise_to_top_k(floor_B: Array, keys_BV: Array, scaled_BV: Array, top_k_B: Array) -> Array:
+    """The k-th most likely token's key where that is higher; k beyond the vocabulary keeps all."""
+    is_used_B = top_k_B > 0
+    low_B = jnp.min(keys_BV, axis=-1)
+    key_B = _threshold(keys_BV, jnp.ones_like(scaled_BV), top_k_B.astype(jnp.float32), low_B, is_used_B, jnp.ones_like)
+    return jnp.maximum(floor_B, jnp.where(is_used_B, key_B, floor_B))
+
+
+def _raise_to_top_p(floor_B: Array, keys_BV: Array, scaled_BV: Array, top_p_B: Array) -> Array:
+    """The highest key at which the mass of the tokens from it up is p of the mass from the floor up."""
+    is_used_B = top_p_B < 1
     weights_BV = jnp.where(keys_BV >= floor_B[:, None], jnp.exp(scaled_BV), 0.0)
     target_B = top_p_B * jnp.sum(weights_BV, axis=-1)
-    top_p_key_B = threshold_keys(keys_BV, weights_BV, target_B)
-    floor_B = jnp.maximum(floor_B, jnp.where(top_p_B < 1, top_p_key_B, _KEY_OF_MINUS_INF))
-    return keys_BV >= floor_B[:, None]
+    low_B = jnp.maximum(floor_B, _KEY_OF_NO_MASS)
+    key_B = _threshold(keys_BV, weights_BV, target_B, low_B, is_used_B, _mass_of_key)
+    return jnp.where(is_used_B, key_B, floor_B)
+
+
+def _mass_of_key(keys_B: Array) -> Array:
+    return jnp.exp(lax.bitcast_convert_type(_flip_negative(keys_B), jnp.float32))
+
+
+WeightAt = Callable[[Array], Array]
+
+
+class _Bracket(NamedTuple):
+    """Tokens from low_B up weigh enough (or low_B is as low as it goes), tokens from high_B up do not."""
+
+    low_B: Array
+    high_B: Array
+    low_weight_B: Array
+    high_weight_B: Array
+    is_open_B: Array
+
+
+def _threshold(
+    keys_BV: Array, weights_BV: Array, target_B: Array, low_B: Array, is_used_B: Array, weight_at: WeightAt
+) -> Array:
+    """A key that parts the same tokens as the largest key from which upwards they weigh at least the target.
+
+    keys_BV: at most 0. weight_at: the least weight of a token with that key or a higher one: a bracket
+    that weighs less than two of them holds one token at most, and is closed. A closed row is not
+    touched again, so that its result does not depend on the rows beside it.
+    """
+
+    def halve(bracket: _Bracket) -> _Bracket:
+        low_B, high_B, low_weight_B, high_weight_B, is_open_B = bracket
+        middle_B = low_B + (high_B - low_B) // 2
+        weight_B = jnp.sum(jnp.where(keys_BV >= middle_B[:, None], weights_BV, 0.0), axis=-1)
+        rises_B, falls_B = is_open_B & (weight_B >= target_B), is_open_B & (weight_B < target_B)
+        low_B, high_B = jnp.where(rises_B, middle_B, low_B), jnp.where(falls_B, middle_B, high_B)
+        low_weight_B = jnp.where(rises_B, weight_B, low_weight_B)
+        high_weight_B = jnp.where(falls_B, weight_B, high_weight_B)
+        holds_several_B = low_weight_B - high_weight_B >= 2 * weight_at(low_B)
+        is_exact_B = low_weight_B == target_B
+        return _Bracket(
+            low_B, high_B, low_weight_B, high_weight_B, is_open_B & (high_B - low_B > 1) & holds_several_B & ~is_exact_B
+        )
+
+    nothing_B = jnp.zeros_like(target_B)
+    start = _Bracket(low_B, jnp.ones_like(low_B), jnp.full_like(target_B, jnp.inf), nothing_B, is_used_B)
+    return lax.while_loop(lambda bracket: jnp.any(bracket.is_open_B), halve, start).low_B

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend.random import threefry_2x32
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxserve.sampling.batch import SamplingBatch
@@ -91,7 +92,9 @@ def _choose(greedy_B: Array, logits_BV: Array, batch: SamplingBatch) -> Array:
     scaled_BV = scale(logits_BV, batch.temperature_B)
     scaled_BV = lax.cond(batch.use_filters, _filter, lambda scaled_BV, _: scaled_BV, scaled_BV, batch)
     noise_BV = gumbel_noise(batch.seeds_B2, batch.positions_B, logits_BV.shape[-1])
-    random_B = jnp.argmax(scaled_BV + noise_BV, axis=-1).astype(jnp.int32)
+    # The barrier keeps XLA from computing the noise inside the argmax, several times over.
+    noisy_BV = lax.optimization_barrier(scaled_BV + noise_BV)
+    random_B = jnp.argmax(noisy_BV, axis=-1).astype(jnp.int32)
     return jnp.where(batch.temperature_B > 0, random_B, greedy_B)
 
 
@@ -112,6 +115,8 @@ def gumbel_noise(seeds_B2: Array, positions_B: Array, vocab_size: int) -> Float[
 
     def draw(seed_2: Array, position: Array) -> Array:
         key = jax.random.fold_in(jax.random.wrap_key_data(seed_2, impl="threefry2x32"), position)
-        return jax.random.gumbel(key, (vocab_size,), jnp.float32)
+        return threefry_2x32(jax.random.key_data(key), jnp.arange(vocab_size, dtype=jnp.uint32))
 
-    return jax.vmap(draw)(seeds_B2, positions_B)
+    # The uniform number is 1 - v with a small v well resolved: the largest noise decides.
+    v_BV = jax.vmap(draw)(seeds_B2, positions_B).astype(jnp.float32) * 2.0**-32 + 2.0**-33
+    return -jnp.log(-jnp.log1p(-jnp.minimum(v_BV, 1 - 2.0**-24)))
