@@ -34,7 +34,7 @@ class Completion:
             self._tokenizer, prompt_token_ids, params.skip_special_tokens, params.spaces_between_special_tokens
         )
         stop = [params.stop] if isinstance(params.stop, str) else params.stop or []
-        self._stop = StopChecker(stop, params.include_stop_str_in_output)
+        self._stop = StopChecker(stop if params.detokenize else [], params.include_stop_str_in_output)
         self._token_ids: list[int] = []
         self._texts: list[str] = []
         self._logprobs: list[dict[int, Logprob]] | None = None if params.logprobs is None else []

@@ -1,18 +1,18 @@
 """`InputProcessor`: what a user asks for, checked against this model and turned into token ids."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from jaxserve.core.checks import check_in_vocab, check_token_ids
 from jaxserve.core.errors import RequestError
-from jaxserve.core.params import SamplingParams
+from jaxserve.core.params import MAX_BAD_WORDS, SamplingParams
 from jaxserve.engine.messages import EngineInfo
 from jaxserve.text.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int] | Mapping[str, Any]
 
-MAX_BAD_WORDS = 128  # token sequences, after tokenizing
-_SMALL_PROMPT_BYTES = 64 * 1024  # below this, tokenizing is cheaper than reasoning about it
+_SMALL_PROMPT_BYTES = 64 * 1024  # always tokenized, for the error that counts tokens says more
 
 
 class InputProcessor:
@@ -40,11 +40,17 @@ class InputProcessor:
         max_tokens = self._max_tokens(len(ids), params)
         return text, ids, self._params(params, max_tokens)
 
+    @property
+    def max_prompt_bytes(self) -> int | None:
+        """Text above this size cannot fit however it is tokenized; None where no bound is known."""
+        limit = self.tokenizer.max_bytes_per_token if self.tokenizer is not None else None
+        return None if limit is None else max(limit * self.info.max_model_len, _SMALL_PROMPT_BYTES)
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a prompt, at least one. Raises RequestError, by size alone where it cannot fit."""
         if self.tokenizer is None:
             raise RequestError("this engine has no tokenizer: send the prompt as token ids", param="prompt")
-        self._check_size(text, self.tokenizer)
+        self._check_size(text)
         ids = self.tokenizer.encode(text, add_special_tokens)
         if not ids:
             raise RequestError("the prompt is empty: send at least one token", param="prompt")
@@ -56,18 +62,16 @@ class InputProcessor:
             )
         return ids
 
-    def _check_size(self, text: str, tokenizer: Tokenizer) -> None:
-        """Refuse text too long to fit however it is tokenized, before any time is spent on tokenizing it."""
-        limit = tokenizer.max_bytes_per_token
-        if limit is None or len(text) <= _SMALL_PROMPT_BYTES // 4:
+    def _check_size(self, text: str) -> None:
+        """Refuse what cannot fit before any time is spent on tokenizing it."""
+        max_bytes = self.max_prompt_bytes
+        if max_bytes is None or len(text) * 4 <= max_bytes:  # no character takes more than four bytes
             return
-        max_bytes = max(limit * self.info.max_model_len, _SMALL_PROMPT_BYTES)
         num_bytes = len(text.encode("utf-8", "surrogatepass"))
         if num_bytes > max_bytes:
             raise RequestError(
-                f"This model's maximum context length is {self.info.max_model_len} tokens, at most "
-                f"{max_bytes} bytes of text. However, your prompt has {num_bytes} bytes. "
-                "Please reduce the length of the prompt.",
+                f"This model's maximum context length is {self.info.max_model_len} tokens, at most {max_bytes} bytes "
+                f"of text. However, your prompt has {num_bytes} bytes. Please reduce the length of the prompt.",
                 param="prompt",
                 code="context_length_exceeded",
             )
@@ -77,21 +81,9 @@ class InputProcessor:
             raise RequestError("the prompt is empty: send at least one token", param="prompt")
         if len(ids) > self.info.max_model_len:  # before looking at each of them
             raise self._too_long(len(ids), None)
-        checked = list(ids)
-        if any(type(token_id) is not int for token_id in checked):
-            raise RequestError("a prompt of token ids must hold whole numbers only", param="prompt")
-        self._check_vocabulary("prompt", checked)
+        checked = check_token_ids("prompt", ids)
+        check_in_vocab("prompt", checked, self.info.vocab_size)
         return checked
-
-    def _check_vocabulary(self, param: str, ids: Collection[int]) -> None:
-        if not ids:
-            return
-        worst = min(ids) if min(ids) < 0 else max(ids)
-        if not 0 <= worst < self.info.vocab_size:
-            raise RequestError(
-                f"{param}: token id {worst} is out of vocabulary, ids run from 0 to {self.info.vocab_size - 1}",
-                param=param,
-            )
 
     def _max_tokens(self, num_prompt_tokens: int, params: SamplingParams) -> int:
         room = self.info.max_model_len - num_prompt_tokens
@@ -120,34 +112,20 @@ class InputProcessor:
         return RequestError(message, param="max_tokens", code="context_length_exceeded")
 
     def _params(self, params: SamplingParams, max_tokens: int) -> SamplingParams:
-        self._check_vocabulary("logit_bias", params.logit_bias or ())
-        self._check_vocabulary("stop_token_ids", params.stop_token_ids or ())
-        self._check_vocabulary("allowed_token_ids", params.allowed_token_ids or ())
+        params.check_model(self.info.vocab_size, self.info.max_logprobs)
         if params.stop and self.tokenizer is None:
             raise RequestError("this engine has no tokenizer: use stop_token_ids instead of stop", param="stop")
         return replace(
             params,
             max_tokens=max_tokens,
-            logprobs=self._num_logprobs("logprobs", params.logprobs),
-            prompt_logprobs=self._num_logprobs("prompt_logprobs", params.prompt_logprobs),
+            logprobs=self._num_logprobs(params.logprobs),
+            prompt_logprobs=self._num_logprobs(params.prompt_logprobs),
             bad_words_token_ids=self._bad_words(params),
         )
 
-    def _num_logprobs(self, param: str, asked: int | None) -> int | None:
-        """How many log probabilities a position gets: -1 is the whole vocabulary, more than that is the whole too."""
-        if asked is None:
-            return None
-        vocab_size = self.info.vocab_size
-        wanted = vocab_size if asked == -1 else asked
-        limit = vocab_size if self.info.max_logprobs == -1 else self.info.max_logprobs
-        if wanted > limit:
-            meaning = f" (the whole vocabulary, {vocab_size} tokens)" if asked == -1 else ""
-            raise RequestError(
-                f"{param} is {asked}{meaning}, more than the {limit} this server returns; "
-                "ask for fewer or start it with a higher --max-logprobs",
-                param=param,
-            )
-        return min(wanted, vocab_size)
+    def _num_logprobs(self, asked: int | None) -> int | None:
+        """Log probabilities a position: -1 stands for the whole vocabulary, and more than that is the whole too."""
+        return None if asked is None else self.info.vocab_size if asked == -1 else min(asked, self.info.vocab_size)
 
     def _bad_words(self, params: SamplingParams) -> list[list[int]] | None:
         """Each word as it is written at the start of a text and after a space."""
@@ -167,7 +145,7 @@ class InputProcessor:
                     "leading space); send fewer words",
                     param="bad_words",
                 )
-        self._check_vocabulary("bad_words", [token_id for ids in sequences for token_id in ids])
+        check_in_vocab("bad_words", [token_id for ids in sequences for token_id in ids], self.info.vocab_size)
         return sequences
 
 

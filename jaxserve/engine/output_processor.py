@@ -242,19 +242,8 @@ def _due_prompt_logprobs(live: _Live) -> list[dict[int, Logprob] | None] | None:
 
 
 def _sample_params(params: SamplingParams, index: int) -> SamplingParams:
-    """What sample `index` runs with: n 1, a seed of its own; the first sample alone scores the prompt.
-
-    Scoring needs every prompt position computed, so that sample reads nothing from the prefix cache.
-    """
-    scores = index == 0 and params.prompt_logprobs is not None
-    return replace(
-        params,
-        n=1,
-        seed=None if params.seed is None else _int64(params.seed + index),
-        prompt_logprobs=params.prompt_logprobs if scores else None,
-        skip_reading_prefix_cache=True if scores else params.skip_reading_prefix_cache,
-    )
-
-
-def _int64(number: int) -> int:
-    return (number + 2**63) % 2**64 - 2**63
+    """What sample `index` runs with. The first one alone scores the prompt: scoring computes every position anew."""
+    child = params.for_child(index)
+    if index and params.prompt_logprobs is not None:
+        return replace(child, prompt_logprobs=None, skip_reading_prefix_cache=None)
+    return child if params.prompt_logprobs is None else replace(child, skip_reading_prefix_cache=True)
