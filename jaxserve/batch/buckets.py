@@ -1,0 +1,63 @@
+"""The padded shapes a step may have. Every bucket is compiled in warm-up; nothing else ever is."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Bucket:
+    """A step's shape: tokens and rows it has room for; equal numbers mean one token a row (decode only)."""
+
+    num_tokens: int
+    num_rows: int
+
+    @property
+    def is_decode(self) -> bool:
+        return self.num_tokens == self.num_rows
+
+
+@dataclass(frozen=True, slots=True)
+class BucketGrid:
+    """All buckets of an engine, smallest first."""
+
+    decode: tuple[Bucket, ...]
+    mixed: tuple[Bucket, ...]
+
+    @property
+    def all(self) -> tuple[Bucket, ...]:
+        return self.decode + self.mixed
+
+    def pick(self, num_rows: int, num_tokens: int) -> Bucket:
+        """The smallest bucket that holds a step. num_tokens == num_rows means decode only."""
+        buckets = self.decode if num_tokens == num_rows else self.mixed
+        for bucket in buckets:
+            if bucket.num_tokens >= num_tokens and bucket.num_rows >= num_rows:
+                return bucket
+        raise AssertionError(f"no bucket holds {num_rows} rows and {num_tokens} tokens: the scheduler broke its budget")
+
+
+def make_grid(max_num_seqs: int, max_num_batched_tokens: int, *, min_rows: int = 1) -> BucketGrid:
+    """Decode buckets of 1, 2, 4, … rows; mixed ones of 16, 32, … tokens, each with few and with all rows.
+
+    Few rows keep the output head cheap for a lone prompt; padding costs at most twice the tokens.
+    min_rows: the smallest decode bucket (2 where a one-row product is the slower one).
+    """
+    rows = sorted({min(max(min_rows, n), max_num_seqs) for n in _doubling(1, max_num_seqs)})
+    decode = tuple(Bucket(n, n) for n in rows)
+    mixed = {
+        Bucket(tokens, min(limit, max_num_seqs, tokens // 2))
+        for tokens in _doubling(16, max(max_num_batched_tokens, 16))
+        for limit in (8, max_num_seqs)
+    }
+    largest = max(b.num_tokens for b in mixed)
+    mixed.add(Bucket(largest, min(max_num_seqs, largest - 1)))
+    return BucketGrid(decode, tuple(sorted(mixed)))
+
+
+def _doubling(first: int, last: int) -> list[int]:
+    """first, 2 first, 4 first, … and at the end last itself."""
+    sizes: list[int] = []
+    size = first
+    while size < last:
+        sizes.append(size)
+        size *= 2
+    return [*sizes, last]

@@ -1,0 +1,165 @@
+"""`EngineCore`: scheduler plus model runner, one step at a time. The only engine part that needs jax."""
+
+import random
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from jaxserve.core.checkpoint import load_model_config, resolve_model_path
+from jaxserve.core.config import EngineArgs, EngineConfig
+from jaxserve.core.errors import EngineDead, JaxserveError, QueueFull
+from jaxserve.core.outputs import EngineOutput, FinishReason
+from jaxserve.core.request import Request
+from jaxserve.demo import demo_checkpoint
+from jaxserve.engine.messages import AddRequest, EngineInfo, SchedulerStats
+from jaxserve.models.weights import load_params
+from jaxserve.runner.compile_cache import CompileCounter, enable_compile_cache
+from jaxserve.runner.model_runner import ModelRunner, StepFailed
+from jaxserve.runner.resolve import claim_device, describe, resolve
+from jaxserve.schedule.scheduler import Scheduler
+
+_MAX_FAILED_STEPS = 3  # in a row, before the engine gives up
+
+
+class EngineCore:
+    """Serves token ids. Not thread-safe: one loop owns it.
+
+    Construction loads the weights and compiles everything; raises ConfigError or CheckpointError.
+    progress: called with a line for a person, now and then.
+    """
+
+    def __init__(self, args: EngineArgs, progress: Callable[[str], None]) -> None:
+        started = time.monotonic()
+        device = claim_device(args.gpu_memory_utilization)
+        enable_compile_cache(args.compilation_cache_dir)
+        self._compiles = CompileCounter()
+        model = args.model or str(demo_checkpoint())
+        path = resolve_model_path(model, args.revision, with_weights=args.load_format != "dummy")
+        self.config = resolve(args, load_model_config(path, dtype=args.dtype, overrides=args.hf_overrides), path, device)
+        progress(f"{self.config.model.architecture} in {self.config.model.dtype} on {device.kind}")
+        progress(describe(self.config))
+        configured = time.monotonic()
+        loaded = load_params(self.config.model, path, self.config.load_format, self.config.seed)
+        weights_loaded = time.monotonic()
+        self.runner = ModelRunner(self.config, loaded, progress)
+        self.scheduler = Scheduler(
+            self.config.scheduler,
+            self.config.cache,
+            self.config.model.eos_token_ids,
+            rope_sensitive_len(self.config),
+            model=self.config.model_path,
+        )
+        ready = time.monotonic()
+        times = {"config": configured - started, "weights": weights_loaded - configured, "compile": ready - weights_loaded}
+        self.info = engine_info(self.config, device.kind, times)
+        self._compiles_at_start = self._compiles.count
+        self._seeds = random.Random(args.seed)
+        self._num_failed_steps = 0
+        self._num_steps = self._num_step_tokens = self._num_corrupted = 0
+
+    @property
+    def has_work(self) -> bool:
+        return self.scheduler.has_work
+
+    def add(self, msg: AddRequest) -> EngineOutput | None:
+        """Queue a request; an immediate terminal output if it is refused."""
+        seed = msg.params.seed
+        request = Request(
+            request_id=msg.request_id,
+            prompt_token_ids=msg.prompt_token_ids,
+            params=msg.params,
+            seed=(self._seeds.getrandbits(64) if seed is None else seed) & 0xFFFF_FFFF_FFFF_FFFF,
+            arrival_time_s=msg.arrival_time_s,
+            priority=msg.priority,
+            cache_salt=msg.cache_salt,
+        )
+        try:
+            self.scheduler.add(request)
+        except JaxserveError as error:
+            kind = "QueueFull" if isinstance(error, QueueFull) else type(error).__name__
+            return EngineOutput(msg.request_id, finish_reason=FinishReason.ERROR, error=str(error), error_kind=kind)
+        return None
+
+    def abort(self, ids: list[str]) -> list[EngineOutput]:
+        """End these requests now; unknown ids are ignored."""
+        return self.scheduler.abort(ids)
+
+    def step(self) -> list[EngineOutput]:
+        """Schedule, run and book one step; the news of its requests.
+
+        A step that the device refuses costs no request anything but time: the pool is rebuilt and
+        everything that ran is recomputed. Raises EngineDead if that happens again and again.
+        """
+        scheduled = self.scheduler.schedule()
+        if scheduled is None:
+            return []
+        try:
+            results = self.runner.collect(self.runner.dispatch(scheduled))
+        except StepFailed as error:
+            self._num_failed_steps += 1
+            if self._num_failed_steps >= _MAX_FAILED_STEPS:
+                raise EngineDead(f"{_MAX_FAILED_STEPS} steps in a row failed; the last with: {error}") from error
+            self.scheduler.fail_step()
+            self.runner.rebuild()
+            return []
+        self._num_failed_steps = 0
+        self._num_steps += 1
+        self._num_step_tokens += scheduled.num_tokens
+        self._num_corrupted += sum(not result.is_finite for result in results)
+        return self.scheduler.update(scheduled, results)
+
+    def stats(self) -> SchedulerStats:
+        """Gauges of now and counters since the start."""
+        memory = jax.local_devices()[0].memory_stats() or {}
+        return SchedulerStats(
+            **self.scheduler.stats(),
+            num_steps=self._num_steps,
+            num_step_tokens=self._num_step_tokens,
+            num_compilations_after_warmup=self._compiles.count - self._compiles_at_start,
+            num_corrupted_requests=self._num_corrupted,
+            device_memory_used_bytes=memory.get("bytes_in_use", 0),
+            device_memory_total_bytes=memory.get("bytes_limit", 0),
+        )
+
+    def call(self, method: str, args: list[Any]) -> Any:
+        """What a front end may ask between two steps."""
+        if method == "stats":
+            return self.stats()
+        if method == "reset_prefix_cache":
+            return self.scheduler.reset_prefix_cache()
+        raise ValueError(f"the engine has no method {method!r}")
+
+    def close(self) -> None:
+        """Give the device's memory back."""
+        del self.runner
+
+
+def rope_sensitive_len(config: EngineConfig) -> int | None:
+    """Prompts longer than this have keys that depend on the prompt's length; None where none have."""
+    rope = config.model.rope
+    if rope.rope_type == "dynamic":
+        return rope.original_max_position_embeddings or config.model.max_position_embeddings
+    if rope.rope_type == "longrope":
+        return rope.original_max_position_embeddings
+    return None
+
+
+def engine_info(config: EngineConfig, device: str, startup_s: dict[str, float]) -> EngineInfo:
+    """What a front end must know of a ready engine."""
+    return EngineInfo(
+        model_path=config.model_path,
+        architecture=config.model.architecture,
+        dtype=config.model.dtype,
+        vocab_size=config.model.vocab_size,
+        max_model_len=config.scheduler.max_model_len,
+        max_num_seqs=config.scheduler.max_num_seqs,
+        max_num_batched_tokens=config.scheduler.max_num_batched_tokens,
+        max_logprobs=config.max_logprobs,
+        page_size=config.cache.page_size,
+        num_pages=config.cache.num_pages,
+        eos_token_ids=list(config.model.eos_token_ids),
+        device=device,
+        startup_s={name: round(seconds, 3) for name, seconds in startup_s.items()},
+    )

@@ -1,0 +1,38 @@
+"""Where the model meets the paged pool: write a layer's keys and values, then attend over the pages."""
+
+from jaxtyping import Array, Float, Int
+
+from jaxserve.batch.step_batch import StepBatch
+from jaxserve.core.config import ModelConfig
+from pallas_kernels import ragged_paged_attention, write_kv
+
+
+class PagedAttention:
+    """The `attend` that serving passes to a model, for one trace of one step.
+
+    pools: one `[P, 2, K, Z, H]` array a layer; each call replaces its layer's entry, so after the
+    model ran `pools` holds the updated arrays. All of a step's keys are written before any query of
+    that layer reads, so requests of one step may share pages that this very step fills.
+    """
+
+    def __init__(self, config: ModelConfig, pools: list[Float[Array, "P 2 K Z H"]], batch: StepBatch, page_table_BM: Int[Array, "B M"]) -> None:
+        self.pools = list(pools)
+        self._config = config
+        self._batch = batch
+        self._page_table_BM = page_table_BM
+
+    def __call__(
+        self, layer: int, q_TNH: Float[Array, "T N H"], k_TKH: Float[Array, "T K H"], v_TKH: Float[Array, "T K H"]
+    ) -> Float[Array, "T N H"]:
+        batch = self._batch
+        self.pools[layer] = write_kv(self.pools[layer], k_TKH, v_TKH, batch.slots_T)
+        return ragged_paged_attention(
+            q_TNH,
+            self.pools[layer],
+            self._page_table_BM,
+            batch.context_lens_B,
+            batch.query_starts,
+            batch.row_counts,
+            scale=self._config.head_dim**-0.5,
+            sliding_window=self._config.sliding_windows[layer],
+        )

@@ -1,0 +1,45 @@
+"""How much memory a model, its pool and a step need: shapes in, bytes out."""
+
+import numpy as np
+
+from jaxserve.core.config import ModelConfig
+
+_DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+def dtype_bytes(dtype: str) -> int:
+    return _DTYPE_BYTES[dtype]
+
+
+def num_parameters(model: ModelConfig) -> int:
+    """Weights of the whole model, embedding and head included (once if tied)."""
+    width, head_dim = model.hidden_size, model.head_dim
+    qkv = (model.num_heads + 2 * model.num_kv_heads) * head_dim * width
+    out = model.num_heads * head_dim * width
+    mlp = 3 * width * model.intermediate_size
+    embeddings = model.vocab_size * width * (1 if model.tie_word_embeddings else 2)
+    return model.num_layers * (qkv + out + mlp + 2 * width) + embeddings + width
+
+
+def kv_bytes_per_token(model: ModelConfig) -> int:
+    """Keys and values of one token over all layers."""
+    return 2 * model.num_layers * model.num_kv_heads * model.head_dim * dtype_bytes(model.dtype)
+
+
+def step_bytes(model: ModelConfig, *, num_tokens: int, num_rows: int) -> int:
+    """A generous estimate of what the largest step and the sampler's state need besides weights and pool.
+
+    Widest moment of a layer: residual, gate_up and its product in the model's type, queries and
+    attention output in float32; plus three float32 [rows, V] arrays of logits, and the 9 bytes a row
+    and vocabulary entry that the sampler remembers.
+    """
+    activations = num_tokens * (4 * model.hidden_size + 3 * model.intermediate_size) * dtype_bytes(model.dtype)
+    attention = num_tokens * model.num_heads * model.head_dim * 4 * 3
+    logits = max(num_rows, 64) * model.vocab_size * 4 * 3
+    return activations + attention + logits + num_rows * model.vocab_size * 9
+
+
+def format_bytes(num_bytes: float) -> str:
+    """1.5 GiB, 20 MiB: for people."""
+    unit = int(np.clip(np.log2(max(num_bytes, 1)) // 10, 0, 4))
+    return f"{num_bytes / 1024**unit:.4g} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[unit]}"

@@ -1,0 +1,128 @@
+"""From what the user says to numbers: `EngineArgs` -> `EngineConfig`, with every "auto" decided once and logged."""
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+
+from jaxserve.core.config import CacheConfig, EngineArgs, EngineConfig, ModelConfig, SchedulerConfig
+from jaxserve.core.errors import ConfigError
+from jaxserve.runner.memory import dtype_bytes, format_bytes, kv_bytes_per_token, num_parameters, step_bytes
+
+_CPU_POOL_BYTES = 1 << 30  # a CPU's memory is not ours to fill: a stated number instead of a share
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """The device the engine runs on. memory_bytes: what XLA may allocate there, None on a CPU."""
+
+    platform: str
+    kind: str
+    memory_bytes: int | None
+
+    @property
+    def is_cpu(self) -> bool:
+        return self.platform == "cpu"
+
+
+def claim_device(gpu_memory_utilization: float) -> Device:
+    """Start JAX's backend with the wished share of the device's memory and look at the first device."""
+    if not 0 < gpu_memory_utilization <= 1:
+        raise ConfigError(f"gpu_memory_utilization={gpu_memory_utilization} is outside (0, 1]; 0.92 leaves room for other programs.")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{gpu_memory_utilization:.3f}")
+    device = jax.devices()[0]
+    stats = None if device.platform == "cpu" else device.memory_stats()
+    return Device(device.platform, device.device_kind, stats.get("bytes_limit") if stats else None)
+
+
+def resolve(args: EngineArgs, model: ModelConfig, path: Path, device: Device) -> EngineConfig:
+    """Decide every "auto". Raises ConfigError, naming a value that would fit, where something does not."""
+    if args.tensor_parallel_size != 1:
+        raise ConfigError(f"tensor_parallel_size={args.tensor_parallel_size}: this version runs on one device; leave it at 1.")
+    num_seqs = args.max_num_seqs or (64 if device.is_cpu else 256)
+    budget = args.max_num_batched_tokens or max(512 if device.is_cpu else 8192, num_seqs)
+    page_size = args.page_size or (16 if device.is_cpu else 64)
+    for name, value in (("max_num_seqs", num_seqs), ("max_num_batched_tokens", budget), ("page_size", page_size)):
+        if value < 1:
+            raise ConfigError(f"{name}={value} must be at least 1.")
+    if budget < num_seqs:
+        raise ConfigError(f"max_num_batched_tokens={budget} is below max_num_seqs={num_seqs}: each running request needs a token a step.")
+    page_bytes = page_size * kv_bytes_per_token(model)
+    pool_bytes = _pool_bytes(args, model, device, num_tokens=budget, num_rows=num_seqs)
+    max_model_len, num_pages = _lengths(args, model, page_size, page_bytes, pool_bytes)
+    if args.kv_cache_memory_bytes is None and device.is_cpu:
+        num_pages = min(num_pages, num_seqs * math.ceil(max_model_len / page_size))
+    return EngineConfig(
+        model=model,
+        cache=CacheConfig(page_size, num_pages, args.enable_prefix_caching),
+        scheduler=SchedulerConfig(
+            max_num_seqs=num_seqs,
+            max_num_batched_tokens=budget,
+            max_model_len=max_model_len,
+            enable_chunked_prefill=args.enable_chunked_prefill,
+            long_prefill_token_threshold=args.long_prefill_token_threshold,
+            policy=args.scheduling_policy,
+            max_num_queued_reqs=args.max_num_queued_reqs,
+            max_num_queued_tokens=args.max_num_queued_tokens,
+        ),
+        model_path=str(path),
+        load_format=args.load_format,
+        seed=args.seed,
+        max_logprobs=args.max_logprobs,
+        check_inputs=args.check_inputs,
+        compilation_cache_dir=args.compilation_cache_dir,
+    )
+
+
+def describe(config: EngineConfig) -> str:
+    """The pool in one line: tokens, bytes and how many requests of full length it holds."""
+    cache, model = config.cache, config.model
+    tokens = cache.num_pages * cache.page_size
+    return (
+        f"KV pool: {tokens:,} tokens in {cache.num_pages:,} pages of {cache.page_size}, "
+        f"{format_bytes(tokens * kv_bytes_per_token(model))}, room for "
+        f"{tokens / config.scheduler.max_model_len:.1f} requests of max_model_len {config.scheduler.max_model_len:,}"
+    )
+
+
+def _pool_bytes(args: EngineArgs, model: ModelConfig, device: Device, *, num_tokens: int, num_rows: int) -> int:
+    if args.kv_cache_memory_bytes is not None:
+        return args.kv_cache_memory_bytes
+    if device.memory_bytes is None:
+        return _CPU_POOL_BYTES
+    weights = num_parameters(model) * dtype_bytes(model.dtype)
+    step = step_bytes(model, num_tokens=num_tokens, num_rows=num_rows)
+    left = device.memory_bytes - weights - step - (512 << 20)
+    if left <= 0:
+        needed = weights + step + (512 << 20)
+        raise ConfigError(
+            f"The model does not fit: {format_bytes(weights)} of weights and {format_bytes(step)} of working memory "
+            f"need {format_bytes(needed)}, the engine may use {format_bytes(device.memory_bytes)} "
+            f"(gpu_memory_utilization={args.gpu_memory_utilization}). Lower max_num_batched_tokens or take a larger device."
+        )
+    return left
+
+
+def _lengths(args: EngineArgs, model: ModelConfig, page_size: int, page_bytes: int, pool_bytes: int) -> tuple[int, int]:
+    """(max_model_len, num_pages): the pool always holds one request of full length."""
+    num_pages = pool_bytes // page_bytes
+    wanted = args.max_model_len
+    if isinstance(wanted, str) and wanted != "auto" and not wanted.isdecimal():
+        raise ConfigError(f"max_model_len={wanted!r} must be a number of tokens or 'auto'.")
+    length = model.max_position_embeddings if wanted in ("auto", None) else int(wanted)
+    if wanted in ("auto", None):
+        length = min(length, num_pages * page_size)
+    if length < 1 or num_pages * page_size < length:
+        needed = math.ceil(max(length, 1) / page_size) * page_bytes
+        raise ConfigError(
+            f"max_model_len={length} does not fit the KV pool of {format_bytes(pool_bytes)} ({num_pages * page_size} tokens). "
+            f"Set max_model_len to at most {max(num_pages * page_size, 0)} or kv_cache_memory_bytes to at least {needed}."
+        )
+    if length > model.max_position_embeddings:
+        raise ConfigError(
+            f"max_model_len={length} is above the model's max_position_embeddings={model.max_position_embeddings}; "
+            f"lower it, or raise the model's own limit with hf_overrides."
+        )
+    return length, num_pages

@@ -1,0 +1,120 @@
+"""The step: one pure program from packed inputs and donated state to sampled tokens."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from jaxserve.batch.buckets import Bucket
+from jaxserve.batch.step_batch import StepBatch, unpack
+from jaxserve.core.config import ModelConfig
+from jaxserve.layers.attention import PagedAttention
+from jaxserve.models.weights import LoadedModel
+from jaxserve.sampling.batch import SamplingBatch
+from jaxserve.sampling.logprobs import token_logprobs
+from jaxserve.sampling.sampler import Sampled, sample
+from jaxserve.sampling.state import SamplingState, empty_state
+
+_LOGPROB_TILE = 64  # prompt positions whose [tile, V] logits exist at once
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, slots=True)
+class DeviceState:
+    """What lives on the device between steps, donated to each: one line a running request.
+
+    page_table_RM: R = max_num_seqs lines of M = max_model_len / page_size page ids.
+    """
+
+    pools: list[Float[Array, "P 2 K Z H"]]
+    page_table_RM: Int[Array, "R M"]
+    sampling: SamplingState
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """sampled: per row; prompt_*: per token of the step, what the model thought of `next_ids_T`."""
+
+    sampled: Sampled
+    prompt_logprob_T: Float[Array, " T"]
+    prompt_rank_T: Int[Array, " T"]
+    prompt_top_ids_TK: Int[Array, "T K"]
+    prompt_top_logprobs_TK: Float[Array, "T K"]
+
+
+StepFunction = Callable[[list[Array], DeviceState, Array], tuple[StepOutput, DeviceState]]
+
+
+def make_state(config: ModelConfig, *, num_pages: int, page_size: int, num_rows: int, num_columns: int) -> DeviceState:
+    """Zeroed pools and empty rows."""
+    shape = (num_pages, 2, config.num_kv_heads, page_size, config.head_dim)
+    return DeviceState(
+        pools=[jnp.zeros(shape, config.dtype) for _ in range(config.num_layers)],
+        page_table_RM=jnp.zeros((num_rows, num_columns), jnp.int32),
+        sampling=empty_state(num_rows, config.vocab_size),
+    )
+
+
+def make_step(config: ModelConfig, loaded: LoadedModel, bucket: Bucket, page_size: int, num_logprobs: int) -> StepFunction:
+    """The step function of one bucket: (weight leaves, state, packed vector) -> (StepOutput, state).
+
+    num_logprobs: K, log probabilities returned a token where a row asks for any.
+    """
+
+    def step(leaves: list[Array], state: DeviceState, packed: Array) -> tuple[StepOutput, DeviceState]:
+        batch = unpack(packed, bucket, page_size)
+        page_table_RM = state.page_table_RM.at[batch.update_rows_U, batch.update_columns_U].set(batch.update_pages_U, mode="drop")
+        page_table_BM = page_table_RM.at[batch.state_rows_B].get(mode="fill", fill_value=0)
+        attend = PagedAttention(config, state.pools, batch, page_table_BM)
+        model = loaded.merge(leaves)
+        hidden_TD = model(batch.token_ids_T, batch.positions_T, batch.rope_lens_T, attend)
+        logits_BV = model.logits(hidden_TD[batch.last_tokens_B])
+        sampled, sampling = sample(logits_BV, _sampling_batch(batch), state.sampling, num_logprobs)
+        prompt = _prompt_logprobs(model.logits, hidden_TD, batch, num_logprobs)
+        return StepOutput(sampled, *prompt), DeviceState(attend.pools, page_table_RM, sampling)
+
+    return step
+
+
+def _sampling_batch(batch: StepBatch) -> SamplingBatch:
+    return SamplingBatch(
+        rows_B=batch.state_rows_B,
+        is_active_B=batch.is_active_B,
+        positions_B=batch.sample_positions_B,
+        seeds_B2=lax.bitcast_convert_type(batch.seeds_B2, jnp.uint32),
+        temperature_B=batch.temperature_B,
+        top_p_B=batch.top_p_B,
+        min_p_B=batch.min_p_B,
+        repetition_B=batch.repetition_B,
+        presence_B=batch.presence_B,
+        frequency_B=batch.frequency_B,
+        top_k_B=batch.top_k_B,
+        use_random=batch.use_random,
+        use_filters=batch.use_filters,
+        use_penalties=batch.use_penalties,
+        use_bias=batch.use_bias,
+        use_logprobs=batch.use_logprobs,
+    )
+
+
+def _prompt_logprobs(
+    logits: Callable[[Array], Array], hidden_TD: Array, batch: StepBatch, num_logprobs: int
+) -> tuple[Array, Array, Array, Array]:
+    """Log probabilities of each token's known successor, a tile of positions at a time, or zeros if nobody asked."""
+    num_tokens, width = hidden_TD.shape
+    tile = min(_LOGPROB_TILE, num_tokens)
+
+    def compute() -> tuple[Array, ...]:
+        padding = -num_tokens % tile
+        tiles = jnp.pad(hidden_TD, ((0, padding), (0, 0))).reshape(-1, tile, width)
+        ids = jnp.pad(batch.next_ids_T, (0, padding)).reshape(-1, tile)
+        parts = lax.map(lambda part: token_logprobs(logits(part[0]), part[1], num_logprobs), (tiles, ids))
+        return tuple(part.reshape(-1, *part.shape[2:])[:num_tokens] for part in parts)
+
+    shapes = jax.eval_shape(compute)
+    outputs = lax.cond(batch.use_prompt_logprobs, compute, lambda: tuple(jnp.zeros(s.shape, s.dtype) for s in shapes))
+    return outputs[0], outputs[1], outputs[2], outputs[3]
