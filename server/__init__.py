@@ -1,1 +1,1 @@
-"""placeholder."""
+"""The HTTP server: OpenAI's interface over a jaxserve engine. Never imports jax."""

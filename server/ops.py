@@ -1,0 +1,83 @@
+"""What operators and their tools ask: health, readiness, version, models, metrics."""
+
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import APIRouter, Response
+
+from jaxserve.core.errors import JaxserveError
+from jaxserve.engine.messages import EngineInfo, SchedulerStats
+from server.context import ServerContext
+from server.errors import ApiError, documented
+from server.metrics import CONTENT_TYPE
+
+_GET = ["GET"]
+_HEAD = ["HEAD"]
+
+
+def router(context: ServerContext) -> APIRouter:
+    routes = APIRouter()
+
+    def get(path: str, handler: Any, statuses: tuple[int, ...] = (), **documentation: Any) -> None:
+        responses = {**documented(*statuses), **documentation.pop("answers", {})}
+        routes.add_api_route(path, handler, methods=_GET, responses=responses, **documentation)
+        routes.add_api_route(path, handler, methods=_HEAD, include_in_schema=False)
+
+    async def health() -> Response:
+        """200 while requests can be answered, 503 otherwise (draining is healthy: it answers what it took)."""
+        if context.is_dead:
+            context.check_serving()
+        await context.engine.check_health()
+        return Response(status_code=200)
+
+    async def ready() -> Response:
+        """200 while new requests are taken; 503 at start, while draining and after the engine's death."""
+        context.check_serving()
+        await context.engine.check_health()
+        return Response(status_code=200)
+
+    async def show_version() -> dict[str, str]:
+        return {"version": version("jaxserve")}
+
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [_card(context)]}
+
+    async def model(model_id: str) -> dict[str, Any]:
+        context.check_model(model_id)
+        return _card(context)
+
+    async def metrics() -> Response:
+        """Metrics in the text format of Prometheus; without the engine's own gauges while it is away."""
+        info, stats = await _engine_state(context)
+        return Response(context.metrics.render(info, stats), headers={"content-type": CONTENT_TYPE})
+
+    get("/health", health, (503,), response_class=Response, answers={200: {"description": "Healthy"}})
+    get("/ready", ready, (503,), response_class=Response, answers={200: {"description": "Ready"}})
+    get("/version", show_version)
+    get("/v1/models", models, (503,))
+    get("/v1/models/{model_id:path}", model, (400, 404, 503))
+    text = {200: {"description": "Metrics", "content": {"text/plain": {"schema": {"type": "string"}}}}}
+    get("/metrics", metrics, response_class=Response, answers=text)
+    return routes
+
+
+def _card(context: ServerContext) -> dict[str, Any]:
+    return {
+        "id": context.model,
+        "object": "model",
+        "created": context.created,
+        "owned_by": "jaxserve",
+        "root": context.model,
+        "parent": None,
+        "max_model_len": context.engine.info.max_model_len,
+        "permission": [],
+    }
+
+
+async def _engine_state(context: ServerContext) -> tuple[EngineInfo | None, SchedulerStats | None]:
+    if context.is_dead:
+        return None, None
+    try:
+        return context.engine.info, await context.engine.stats()
+    except (ApiError, JaxserveError):
+        return None, None
