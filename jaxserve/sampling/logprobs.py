@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 def token_logprobs(
     logits_TV: Float[Array, "T V"], next_ids_T: Int[Array, " T"], num_logprobs: int
 ) -> tuple[Float[Array, " T"], Int[Array, " T"], Int[Array, "T K"], Float[Array, "T K"]]:
-    """(logprob_T, rank_T, top_ids_TK, top_logprobs_TK) of the tokens that follow, K = num_logprobs.
+    """(logprob_T, rank_T, top_ids_TK, top_logprobs_TK) of the tokens that follow, K = num_logprobs (or V if less).
 
     rank: 1 for the most likely; of equal tokens the lower id ranks first, as in the top list, so
     rank r <= K means top_ids[r - 1] is the token, with exactly the same log probability.
@@ -28,6 +28,7 @@ def token_logprobs(
 
 
 def _top(logits_TV: Float[Array, "T V"], num: int) -> tuple[Float[Array, "T K"], Int[Array, "T K"]]:
+    num = min(num, logits_TV.shape[-1])
     if num == 0:
         empty_T0 = logits_TV[:, :0]
         return empty_T0, empty_T0.astype(jnp.int32)

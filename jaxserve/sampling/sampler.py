@@ -44,8 +44,7 @@ def sample(
     alone. Work that no row asks for is skipped on the device, so one program serves all parameters.
     num_logprobs: K of the top list (static).
     """
-    processed_BV = lax.cond(batch.use_bias, _add_bias, _same, logits_BV, batch, state)
-    processed_BV = lax.cond(batch.use_penalties, _penalise, _same, processed_BV, batch, state)
+    processed_BV = process(logits_BV, batch, state)
     token_ids_B = jnp.argmax(processed_BV, axis=-1).astype(jnp.int32)
     token_ids_B = lax.cond(batch.use_random, _choose, _keep_greedy, token_ids_B, processed_BV, batch)
 
@@ -62,6 +61,23 @@ def sample(
     once_B = batch.is_active_B.astype(jnp.int32)
     counts_RV = state.counts_RV.at[batch.rows_B, token_ids_B].add(once_B, mode="drop")
     return sampled, replace(state, counts_RV=counts_RV)
+
+
+def process(logits_BV: Float[Array, "B V"], batch: SamplingBatch, state: SamplingState) -> Float[Array, "B V"]:
+    """Logits with biases and penalties: what greedy rows choose the best of."""
+    logits_BV = lax.cond(batch.use_bias, _add_bias, _same, logits_BV, batch, state)
+    return lax.cond(batch.use_penalties, _penalise, _same, logits_BV, batch, state)
+
+
+def narrow(processed_BV: Float[Array, "B V"], batch: SamplingBatch) -> Float[Array, "B V"]:
+    """What random rows choose from: logits over temperature, maximum 0, -inf for what the filters drop.
+
+    Rows are shifted to their maximum before the division, so that nothing overflows.
+    """
+    best_B1 = jnp.max(processed_BV, axis=-1, keepdims=True)
+    temperature_B1 = jnp.where(batch.temperature_B > 0, batch.temperature_B, 1.0)[:, None]
+    scaled_BV = (processed_BV - jnp.where(jnp.isfinite(best_B1), best_B1, 0.0)) / temperature_B1
+    return lax.cond(batch.use_filters, _filter, lambda scaled_BV, _: scaled_BV, scaled_BV, batch)
 
 
 def _same(logits_BV: Array, batch: SamplingBatch, state: SamplingState) -> Array:
@@ -89,20 +105,11 @@ def _keep_greedy(greedy_B: Array, logits_BV: Array, batch: SamplingBatch) -> Arr
 
 def _choose(greedy_B: Array, logits_BV: Array, batch: SamplingBatch) -> Array:
     """Random tokens for the rows with a temperature, the greedy ones for the others."""
-    scaled_BV = scale(logits_BV, batch.temperature_B)
-    scaled_BV = lax.cond(batch.use_filters, _filter, lambda scaled_BV, _: scaled_BV, scaled_BV, batch)
     noise_BV = gumbel_noise(batch.seeds_B2, batch.positions_B, logits_BV.shape[-1])
     # The barrier keeps XLA from computing the noise inside the argmax, several times over.
-    noisy_BV = lax.optimization_barrier(scaled_BV + noise_BV)
+    noisy_BV = lax.optimization_barrier(narrow(logits_BV, batch) + noise_BV)
     random_B = jnp.argmax(noisy_BV, axis=-1).astype(jnp.int32)
     return jnp.where(batch.temperature_B > 0, random_B, greedy_B)
-
-
-def scale(logits_BV: Float[Array, "B V"], temperature_B: Float[Array, " B"]) -> Float[Array, "B V"]:
-    """Logits over temperature, each row shifted to a maximum of 0 first, so that nothing overflows."""
-    best_B = jnp.max(logits_BV, axis=-1)
-    best_B = jnp.where(jnp.isfinite(best_B), best_B, 0.0)
-    return (logits_BV - best_B[:, None]) / jnp.where(temperature_B > 0, temperature_B, 1.0)[:, None]
 
 
 def _filter(scaled_BV: Array, batch: SamplingBatch) -> Array:
