@@ -1,4 +1,4 @@
-"""The bundled demo model: a tiny Llama trained by `python -m jaxserve.demo.train` on text this repository makes."""
+"""The bundled demonstration model: a tiny Llama that needs no download. See checkpoint/README.md."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -7,5 +7,14 @@ DEMO_MODEL_NAME = "jaxserve-demo"
 
 
 def demo_checkpoint() -> Path:
-    """The directory of the demo checkpoint inside the installed package."""
-    return Path(str(files("jaxserve.demo"))) / "checkpoint"
+    """The directory of the bundled checkpoint (config, weights, tokenizer).
+
+    Raises FileNotFoundError where the package was installed without it.
+    """
+    directory = Path(str(files(__name__) / "checkpoint"))
+    if not (directory / "model.safetensors").is_file():
+        raise FileNotFoundError(
+            f"The demonstration model is missing from {directory}; "
+            f"`python -m jaxserve.demo.train --out {directory}` makes it again."
+        )
+    return directory
