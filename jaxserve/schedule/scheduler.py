@@ -20,10 +20,12 @@ from jaxserve.core.outputs import EngineOutput, FinishReason
 from jaxserve.core.request import Request
 from jaxserve.core.step_result import RowResult
 from jaxserve.schedule.admission import check_config, check_queue, check_request
+from jaxserve.schedule.chunks import chunk_len, first_chunk_len
 from jaxserve.schedule.finish import NON_FINITE, finish_of
 from jaxserve.schedule.integrity import check_requests, check_rows, check_tables
 from jaxserve.schedule.output import RowStart, ScheduledRow, SchedulerOutput
 from jaxserve.schedule.queue import WaitingQueue
+from jaxserve.schedule.rows import row_start, scheduled_row
 
 
 class Scheduler:
@@ -92,7 +94,8 @@ class Scheduler:
         while index < len(self._running):
             request = self._running[index]
             num_later = len(self._running) - index - 1  # each of them is promised one token
-            num_new = min(self._chunk_len(request.num_tokens - request.num_computed_tokens), budget - num_later)
+            num_left = request.num_tokens - request.num_computed_tokens
+            num_new = chunk_len(self.config, num_left, budget - num_later)
             if not self._make_room(request, request.num_computed_tokens + num_new, preempted):
                 break  # it was the last and gave its own pages up
             rows.append(self._scheduled(request, num_new))
@@ -158,22 +161,6 @@ class Scheduler:
         check_rows(self._running, self._free_rows, self.config.max_num_seqs)
         check_tables(self._running, self.cache, num_in_flight)
 
-    def _chunk_len(self, num_tokens: int) -> int:
-        """Tokens of a chunk, before the budget has its say."""
-        threshold = self.config.long_prefill_token_threshold
-        return min(num_tokens, threshold) if threshold > 0 and self.config.enable_chunked_prefill else num_tokens
-
-    def _first_chunk_len(self, num_tokens: int, budget: int) -> int:
-        """Tokens computed at admission, 0 to wait.
-
-        Without chunked prefill a prompt waits until the budget holds it whole. One that is longer
-        than any step's budget would wait for ever: it is split all the same, from the next step on.
-        """
-        whole = not self.config.enable_chunked_prefill and num_tokens <= self.config.max_num_batched_tokens
-        if whole and num_tokens > budget:
-            return 0
-        return min(self._chunk_len(num_tokens), budget)
-
     def _make_room(self, request: Request, num_tokens: int, preempted: list[str]) -> bool:
         """Lengthens a running request's table, at the cost of the last running ones; False if it was the last itself.
 
@@ -199,7 +186,7 @@ class Scheduler:
             request = self.queue.peek()
             hits = self.cache.prefix.lookup(request)
             num_cached = len(hits) * self.cache.page_size
-            num_new = self._first_chunk_len(request.num_tokens - num_cached, budget)
+            num_new = first_chunk_len(self.config, request.num_tokens - num_cached, budget)
             if num_new == 0 or not self.cache.fits(request, hits, num_reserved):
                 break
             starts.append(self._start(self.queue.pop(), hits))
@@ -221,31 +208,13 @@ class Scheduler:
             request.admitted_time_s = self._clock()
             request.num_cached_tokens = request.num_computed_tokens
             self.cache.prefix.count(request, request.num_cached_tokens)
-        return RowStart(
-            request.row,
-            request.request_id,
-            request.params,
-            request.seed,
-            request.prompt_token_ids,
-            request.output_token_ids.copy(),
-        )
+        return row_start(request)
 
     def _scheduled(self, request: Request, num_new: int) -> ScheduledRow:
         """The row that computes the request's next num_new tokens; its table is long enough already."""
-        assert request.row is not None
-        start, stop = request.num_computed_tokens, request.num_computed_tokens + num_new
+        stop = request.num_computed_tokens + num_new
         self.cache.publish(request, stop)
-        num_unsent = min(stop, request.num_prompt_tokens - 1) - request.num_prompt_logprobs_sent
-        return ScheduledRow(
-            request_id=request.request_id,
-            row=request.row,
-            start=start,
-            token_ids=request.tokens(start, stop),
-            page_ids=request.page_ids.copy(),
-            samples=stop == request.num_tokens,
-            num_prompt_tokens=request.num_prompt_tokens,
-            num_prompt_logprobs=request.params.prompt_logprobs if num_unsent > 0 else None,
-        )
+        return scheduled_row(request, stop)
 
     def _book(self, request: Request, row: ScheduledRow, result: RowResult) -> EngineOutput:
         """One row's result: what it computed, what it sampled, whether that ends the request."""

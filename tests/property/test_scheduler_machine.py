@@ -37,7 +37,7 @@ def written(request: Request, position: int) -> tuple[int, str | None, int]:
 
 
 def sampled(context: list[tuple[int, str | None, int]], seed: int) -> int:
-    return hash(tuple((token, SALTS.index(salt), rope) for token, salt, rope in context) + (seed,)) % VOCAB
+    return hash((seed, *((token, SALTS.index(salt), rope) for token, salt, rope in context))) % VOCAB
 
 
 def alone(request: Request, max_model_len: int) -> tuple[list[int], FinishReason, int | None]:
@@ -107,12 +107,12 @@ class World:
         if fail:
             self.pool = [[None] * self.page_size for _ in self.pool]
             self.scheduler.fail_step()
-            assert self.scheduler.update(output, results) == []
+            assert self.scheduler.update(output, results) == [], "results of a failed step were believed"
         else:
             for result in results:
                 if result.request_id == poison:
                     result.is_finite = False
-                    self.lives[poison].allowed_ends.add(FinishReason.ERROR)
+                    self.lives[result.request_id].allowed_ends.add(FinishReason.ERROR)
             self.hear(self.scheduler.update(output, results))
         self.scheduler.check()
 
@@ -173,11 +173,18 @@ class World:
         assert len({row.row for row in output.rows}) == len(output.rows)
         for start in output.starts:
             request = self.lives[start.request_id].request
-            assert (start.prompt_token_ids, start.output_token_ids) == (request.prompt_token_ids, request.output_token_ids)
+            assert (start.prompt_token_ids, start.output_token_ids) == (
+                request.prompt_token_ids,
+                request.output_token_ids,
+            )
             self.row_starts[start.row] = start
             if self.config.policy == "fcfs" and request.num_preemptions == 0:
                 assert request.arrival_order > self.last_started, "overtaken among equals"
                 self.last_started = request.arrival_order
+        if self.config.policy == "priority" and output.starts:
+            worst = max(self.lives[start.request_id].request.priority for start in output.starts)
+            waiting = [self.lives[request_id].request for request_id in self.live]
+            assert all(request.row is not None or request.priority >= worst for request in waiting), "a lower one first"
         self.check_writes(output.rows)
         self.check_parents(output.rows)
 
@@ -231,7 +238,7 @@ def random_params(rng: random.Random) -> SamplingParams:
         ignore_eos=rng.random() < 0.5,
         stop_token_ids=rng.choice([None, [3], [EOS, 2]]),
         prompt_logprobs=rng.choice([None, None, None, 0, 2]),
-        skip_reading_prefix_cache=rng.choice([None, None, None, True]),
+        skip_reading_prefix_cache=rng.choice([None, None, False, True]),
     )
 
 
