@@ -68,3 +68,10 @@ def wordpiece() -> Tokenizer:
     backend.decoder = decoders.WordPiece(cleanup=False)
     backend.add_special_tokens(["[UNK]", "[SEP]", "[USER]"])
     return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]"))
+
+
+def token_id(tokenizer: Tokenizer, token: str) -> int:
+    """The id of a token as it stands in the vocabulary."""
+    found = tokenizer.backend.token_to_id(token)
+    assert found is not None, token
+    return found

@@ -7,7 +7,7 @@ from jaxserve.text.tokenizer import Tokenizer, strip_leading_spaces
 
 _LONGEST_CHARACTER = 4  # bytes of one UTF-8 character
 _MAX_HELD_TOKENS = 8  # a character never takes more byte tokens; more that decode to U+FFFD are really broken
-_NUM_CONTEXT_TOKENS = 6  # prompt tokens that decide about the spacing of what follows
+_PROMPT_TAIL = 64  # prompt tokens looked at for context, special ones among them
 
 
 class IncrementalDetokenizer:
@@ -84,7 +84,11 @@ class _ByteDecoder:
 
 
 class _WindowDecoder:
-    """For other decoders: decodes a short window of tokens with and without the new ones; the difference is new."""
+    """For other decoders: decodes the new tokens with and without a little context; the difference is their text.
+
+    The context is the last few tokens that made whole characters: it carries what decides about
+    spacing, and no broken byte that would spoil the characters after it.
+    """
 
     def __init__(
         self,
@@ -95,37 +99,41 @@ class _WindowDecoder:
     ) -> None:
         self._decode = tokenizer.backend.decode
         self._skip = skip_special_tokens
-        skipped = tokenizer.special_ids if skip_special_tokens else frozenset[int]()
-        self._context = [token_id for token_id in prompt_token_ids[-64:] if token_id not in skipped][
-            -_NUM_CONTEXT_TOKENS:
-        ]
-        self._skipped = skipped
+        self._skipped = tokenizer.special_ids if skip_special_tokens else frozenset[int]()
         self._held: list[int] = []
         self._unspaced = {} if skip_special_tokens or spaces_between_special_tokens else tokenizer.added_tokens
         self._last_was_unspaced = False
+        self._context = self._prompt_context(prompt_token_ids)
+
+    def _prompt_context(self, prompt_token_ids: Sequence[int]) -> list[int]:
+        """The fewest tokens at the prompt's end that are text without a broken character, else none."""
+        tail = [token_id for token_id in prompt_token_ids[-_PROMPT_TAIL:] if token_id not in self._skipped]
+        for num_tokens in range(1, min(len(tail), _MAX_HELD_TOKENS) + 1):
+            if "\ufffd" not in self._decode(tail[-num_tokens:], skip_special_tokens=self._skip):
+                return tail[-num_tokens:]
+        return []
 
     def push(self, ids: Sequence[int]) -> str:
         return "".join(self._step(token_id) for token_id in ids if token_id not in self._skipped)
-
-    def _step(self, token_id: int) -> str:
-        self._held.append(token_id)
-        text = self._fresh_text()
-        if text.endswith("\ufffd") and len(self._held) < _MAX_HELD_TOKENS:
-            return ""
-        self._shift(text)
-        was_unspaced, self._last_was_unspaced = self._last_was_unspaced, token_id in self._unspaced
-        return self._unspaced[token_id] if was_unspaced and self._last_was_unspaced else text
 
     def finish(self) -> str:
         text = self._fresh_text()
         self._held = []
         return text
 
+    def _step(self, token_id: int) -> str:
+        self._held.append(token_id)
+        text = self._fresh_text()
+        if text.endswith("\ufffd") and len(self._held) < _MAX_HELD_TOKENS:
+            return ""
+        if text and "\ufffd" not in text:
+            self._context = self._held
+        self._held = []
+        was_unspaced, self._last_was_unspaced = self._last_was_unspaced, token_id in self._unspaced
+        return self._unspaced[token_id] if was_unspaced and self._last_was_unspaced else text
+
     def _fresh_text(self) -> str:
+        if not self._held:
+            return ""
         before = self._decode(self._context, skip_special_tokens=self._skip)
         return self._decode(self._context + self._held, skip_special_tokens=self._skip)[len(before) :]
-
-    def _shift(self, text: str) -> None:
-        if text:
-            self._context = (self._context + self._held)[-_NUM_CONTEXT_TOKENS:]
-        self._held = []

@@ -3,6 +3,7 @@
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from random_checkpoint import CHAT_TEMPLATE
@@ -14,7 +15,10 @@ from jaxserve.text.messages import MAX_MESSAGES, read_messages
 from jaxserve.text.tokenizer import Tokenizer
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
-PLAIN = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
+PLAIN = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
 CHAT = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "Hi <b>you</b> & 'me'"},
@@ -52,8 +56,8 @@ def test_continue_final_message_needs_text_and_no_new_answer():
         render(CHAT, continue_final_message=True)
     with pytest.raises(RequestError, match="with text"):
         render([{"role": "assistant", "content": None}], add_generation_prompt=False, continue_final_message=True)
+    template = "{% for m in messages %}{{ m.content[::-1] }}{% endfor %}"
     with pytest.raises(RequestError, match="continue_final_message"):
-        template = "{% for m in messages %}{{ m.content[::-1] }}{% endfor %}"
         render(CHAT, template, add_generation_prompt=False, continue_final_message=True)
 
 
@@ -127,8 +131,10 @@ def test_developer_is_system_unless_the_template_knows_it():
 
 
 def test_tool_calls_reach_the_template_with_parsed_arguments():
-    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
-    template = "{% for m in messages %}{{ m.tool_calls[0].function.arguments.a if m.tool_calls else m.content }};{% endfor %}"
+    call: dict[str, Any] = {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+    template = (
+        "{% for m in messages %}{{ m.tool_calls[0].function.arguments.a if m.tool_calls else m.content }};{% endfor %}"
+    )
     chat = [*user("q"), {"role": "assistant", "content": None, "tool_calls": [call]}]
     assert render(chat, template) == "q;1;"
     assert call["function"]["arguments"] == '{"a": 1}', "the caller's messages stay as they were"
@@ -145,9 +151,26 @@ def test_chat_template_kwargs_reach_the_template():
 
 @pytest.mark.parametrize(
     "name",
-    ["chat_template", "tokenize", "messages", "add_generation_prompt", "tools", "documents", "continue_final_message"]
-    + ["conversations", "return_assistant_tokens_mask", "bos_token", "self", "raise_exception"]
-    + ["__class__", "_x", "a b", "", "1x", 3],
+    [
+        "chat_template",
+        "tokenize",
+        "messages",
+        "add_generation_prompt",
+        "tools",
+        "documents",
+        "continue_final_message",
+        "conversations",
+        "return_assistant_tokens_mask",
+        "bos_token",
+        "self",
+        "raise_exception",
+        "__class__",
+        "_x",
+        "a b",
+        "",
+        "1x",
+        3,
+    ],
 )
 def test_reserved_kwargs_are_refused(name):
     with pytest.raises(RequestError) as caught:
