@@ -1,0 +1,35 @@
+"""The offline benchmark end to end on a tiny checkpoint: one JSON line with every field that a record owes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jaxserve.bench import offline
+
+REQUIRED = {
+    "benchmark", "device", "commit", "versions", "shape", "median_ms", "spread", "ttft_ms", "tpot_ms",
+    "output_tokens_per_s", "digest",
+}  # fmt: skip
+
+
+def test_prints_one_record_and_repeats_its_tokens(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--workload", "offline", "--batch", "2", "--num-requests", "3", "--prompt-len", "9", "--gen-len", "5"]
+    offline.main(["--model", str(tiny_checkpoint), *options, "--lengths", "lognormal", "--repeat", "2"])
+    line = capsys.readouterr().out
+    assert line.count("\n") == 1
+    found = json.loads(line)
+    assert set(found) >= REQUIRED
+    assert found["benchmark"] == "offline"
+    assert found["engine"] == "jaxserve"
+    assert found["dtype"] == "float32"
+    assert found["repeats"] == 2
+    assert found["shape"]["num_requests"] == 3
+    assert found["num_compilations_after_warmup"] == 0
+    assert found["output_tokens_per_s"] > 0
+    assert 0 < found["ttft_ms"] <= found["median_ms"]
+
+
+def test_more_cores_than_there_are_is_refused(tiny_checkpoint: Path) -> None:
+    with pytest.raises(SystemExit, match="--threads 4096"):
+        offline.main(["--model", str(tiny_checkpoint), "--threads", "4096"])
