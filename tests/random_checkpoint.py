@@ -92,7 +92,7 @@ def random_tensors(config: Mapping[str, Any], seed: int = 0) -> dict[str, np.nda
         elif name.endswith(".bias"):
             tensors[name] = uniform(shape, 0.2)
         elif "embed_tokens" in name:  # small beside the layers' outputs, or a tied model repeats its input
-            tensors[name] = uniform(shape, 0.3)
+            tensors[name] = uniform(shape, 0.1)
         else:
             sharper = 2.0 if "q_proj" in name or "lm_head" in name else 1.0
             tensors[name] = uniform(shape, sharper * shape[1] ** -0.5)
@@ -120,9 +120,10 @@ def byte_level_tokenizer(vocab_size: int) -> Tokenizer:
 def write_checkpoint(directory: Path, *, seed: int = 0, num_shards: int = 1, **overrides: Any) -> Path:
     """Write config, weights, tokenizer and generation config into `directory` and return it.
 
-    overrides: config.json fields over DEFAULTS; a value of None leaves the field out.
+    overrides: config.json fields over DEFAULTS; None leaves a field out, "null" writes null.
     """
     config = {key: value for key, value in (DEFAULTS | overrides).items() if value is not None}
+    config = {key: None if value == "null" else value for key, value in config.items()}
     directory.mkdir(parents=True, exist_ok=True)
     _write_json(directory / "config.json", config)
     generation = {"bos_token_id": config["bos_token_id"], "eos_token_id": config["eos_token_id"]}
