@@ -1,7 +1,7 @@
 """The arithmetic of training: parameters of the serving model, its loss, and AdamW in plain JAX."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -42,6 +42,12 @@ def initial_params(config: ModelConfig, key: Array) -> Params:
         deviation = 0.02 / math.sqrt(2 * config.num_layers) if writes else 0.02
         params[name] = deviation * jax.random.normal(part, shape, jnp.float32)
     return params
+
+
+def named_params(config: ModelConfig, leaves: Sequence[Array]) -> Params:
+    """The leaves of a loaded model (`LoadedModel.leaves`) under their paths."""
+    _, _, shapes = _skeleton(config)
+    return dict(zip(shapes, leaves, strict=True))
 
 
 def make_loss(config: ModelConfig) -> Loss:

@@ -38,7 +38,7 @@ MODEL = ModelConfig(
     eos_token_ids=(END_ID,),
 )
 NUM_TOKENIZER_DOCUMENTS = 20_000
-NUM_HELD_OUT = 200
+NUM_HELD_OUT = 100
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def held_out_loss(config: ModelConfig, params: Params, tokenizer: Tokenizer, num
     num_documents: how many documents of the training seed are excluded. Documents are padded to one
     length with tokens that do not count.
     """
-    length = 512
+    length = 256
     loss = jax.jit(make_loss(config))
     total, num_tokens = 0.0, 0
     for document in held_out(count, num_documents):
