@@ -1,6 +1,5 @@
 """`Tokenizer`: text to token ids and back, over the checkpoint's own fast tokenizer."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +11,6 @@ from transformers import AutoTokenizer
 from jaxserve.core.errors import ConfigError, RequestError
 from jaxserve.text.byte_pieces import BytePieces, byte_pieces
 
-_log = logging.getLogger(__name__)
 _FILES = "tokenizer.json (or tokenizer.model, or vocab.json with merges.txt) and tokenizer_config.json"
 _ANY_OF = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tekken.json")
 
@@ -49,6 +47,8 @@ class Tokenizer:
         Raises ConfigError naming the files needed where there is no usable tokenizer.
         """
         directory = Path(path)
+        if directory.is_absolute() and not directory.is_dir():
+            raise ConfigError(f"no directory {directory}: expected one with {_FILES}")
         if directory.is_dir() and not any((directory / name).is_file() for name in _ANY_OF):
             raise ConfigError(f"no tokenizer in {directory}: expected {_FILES}; name another one with --tokenizer")
         try:

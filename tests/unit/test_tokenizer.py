@@ -120,6 +120,45 @@ def test_a_directory_without_tokenizer_names_the_files(tmp_path: Path):
         Tokenizer.load(tmp_path)
 
 
+@pytest.mark.parametrize("path", ["/does/not/exist", "nobody/has-this-model"])
+def test_a_missing_model_is_a_config_error(path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ConfigError, match=f"{path}.*tokenizer\\.json"):
+        Tokenizer.load(path)
+
+
+@pytest.mark.parametrize(
+    ("make", "tokenizer_class"),
+    [
+        (sentencepiece, "LlamaTokenizer"),
+        (sentencepiece, "CodeLlamaTokenizer"),
+        (sentencepiece, "LlamaTokenizerFast"),
+        (byte_level, "Qwen2Tokenizer"),
+        (byte_level, "GPT2Tokenizer"),
+        (byte_level, "PreTrainedTokenizerFast"),
+    ],
+)
+def test_the_families_load_under_their_class_names(tmp_path: Path, make, tokenizer_class):
+    """transformers rebuilds some classes' tokenizers: ids and byte pieces must be those of the file all the same."""
+    tokenizer = make()
+    tokenizer.backend.save(str(tmp_path / "tokenizer.json"))
+    config = {
+        "tokenizer_class": tokenizer_class,
+        "bos_token": tokenizer.hf.bos_token,
+        "eos_token": tokenizer.hf.eos_token,
+    }
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    loaded = Tokenizer.load(tmp_path)
+    assert loaded.encode("hello wörld 👍") == tokenizer.encode("hello wörld 👍")
+    assert loaded.decode(loaded.encode("hello wörld 👍")) == "hello wörld 👍"
+    assert loaded.pieces is not None
+    assert tokenizer.pieces is not None
+    # Some classes add special tokens of their own after the file's.
+    assert loaded.pieces.pieces[: tokenizer.vocab_size] == tokenizer.pieces.pieces
+    assert loaded.pieces.num_stripped_spaces == tokenizer.pieces.num_stripped_spaces
+    assert loaded.eos_token_ids == tokenizer.eos_token_ids
+
+
 def test_a_broken_tokenizer_is_a_config_error(tmp_path: Path):
     (tmp_path / "tokenizer.json").write_text("{")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
