@@ -5,8 +5,10 @@ that exist, with the online softmax of FlashAttention (arXiv 2205.14135). Contex
 needs no bucket.
 """
 
+from functools import partial
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
@@ -35,6 +37,7 @@ class _Softmax(NamedTuple):
         return self.acc / jnp.maximum(self.sum, 1e-30)[..., None]
 
 
+@partial(jax.jit, static_argnames=("scale", "sliding_window", "logit_softcap"))  # traced once for all layers
 def tiled_paged_attention(
     q_TNH: Float[Array, "T N H"],
     pool_P2KZH: Float[Array, "P 2 K Z H"],

@@ -36,20 +36,16 @@ class BucketGrid:
 
 
 def make_grid(max_num_seqs: int, max_num_batched_tokens: int, *, min_rows: int = 1) -> BucketGrid:
-    """Decode buckets of 1, 2, 4, … rows; mixed ones of 16, 32, … tokens, each with few and with all rows.
+    """Decode buckets of 1, 2, 4, … rows; mixed ones of 16, 32, … tokens with rows for half as many requests.
 
-    Few rows keep the output head cheap for a lone prompt; padding costs at most twice the tokens.
-    min_rows: the smallest decode bucket (2 where a one-row product is the slower one).
+    Padding costs at most twice the tokens, and the output head runs for at most half as many rows as
+    there are tokens. min_rows: the smallest decode bucket (2 where a one-row product is the slower one).
     """
     rows = sorted({min(max(min_rows, n), max_num_seqs) for n in _doubling(1, max_num_seqs)})
     decode = tuple(Bucket(n, n) for n in rows)
-    mixed = {
-        Bucket(tokens, min(limit, max_num_seqs, tokens // 2))
-        for tokens in _doubling(16, max(max_num_batched_tokens, 16))
-        for limit in (8, max_num_seqs)
-    }
-    largest = max(b.num_tokens for b in mixed)
-    mixed.add(Bucket(largest, min(max_num_seqs, largest - 1)))
+    sizes = _doubling(16, max(max_num_batched_tokens, 16))
+    mixed = {Bucket(tokens, min(max_num_seqs, tokens // 2)) for tokens in sizes}
+    mixed.add(Bucket(sizes[-1], min(max_num_seqs, sizes[-1] - 1)))  # whatever the budget allows
     return BucketGrid(decode, tuple(sorted(mixed)))
 
 
