@@ -1,11 +1,15 @@
-"""Fixtures every test may use."""
+"""Fixtures every test may use. Importing this first also turns the shape annotations into checks."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from jaxtyping import install_import_hook
 from random_checkpoint import write_checkpoint
+
+# Free in production: only here are shapes and dtypes checked, whenever a function is traced or called.
+install_import_hook(["jaxserve.layers", "jaxserve.models", "pallas_kernels"], "beartype.beartype")
 
 
 @pytest.fixture(scope="session")

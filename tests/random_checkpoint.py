@@ -122,7 +122,7 @@ def write_checkpoint(directory: Path, *, seed: int = 0, num_shards: int = 1, **o
 
     overrides: config.json fields over DEFAULTS; None leaves a field out, "null" writes null.
     """
-    config = {key: value for key, value in (DEFAULTS | overrides).items() if value is not None}
+    config: dict[str, Any] = {key: value for key, value in (DEFAULTS | overrides).items() if value is not None}
     config = {key: None if value == "null" else value for key, value in config.items()}
     directory.mkdir(parents=True, exist_ok=True)
     _write_json(directory / "config.json", config)

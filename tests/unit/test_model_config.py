@@ -72,7 +72,12 @@ def test_sliding_windows() -> None:
     assert family(**qwen, use_sliding_window=True, layer_types=kinds).sliding_windows == (9, None, 9)
 
 
-LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+LLAMA3: dict[str, Any] = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 
 
 @pytest.mark.parametrize("form", ["old", "older", "new"])
