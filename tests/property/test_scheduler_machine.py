@@ -171,6 +171,7 @@ class World:
         assert min(sizes) >= 1
         assert sorted(sizes, key=lambda size: size > 1) == sizes, "rows of one token come first"
         assert len({row.row for row in output.rows}) == len(output.rows)
+        assert not {start.request_id for start in output.starts} & set(output.preempted)
         for start in output.starts:
             request = self.lives[start.request_id].request
             assert (start.prompt_token_ids, start.output_token_ids) == (
