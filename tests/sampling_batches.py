@@ -1,7 +1,8 @@
 """Sampling batches for tests: from SamplingParams to the device's arrays, with padding."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -31,7 +32,7 @@ def make_batch(
     count = len(params)
     size = num_rows or count
 
-    def pad(values: Sequence[float], dtype: type, fill: float = 0) -> np.ndarray:
+    def pad(values: Iterable[float], dtype: type, fill: float = 0) -> Any:
         return np.array([*values, *[fill] * (size - count)], dtype)
 
     seeds = [p.seed or 0 for p in params] if seeds is None else seeds
@@ -39,7 +40,7 @@ def make_batch(
     is_random = any(p.temperature > 0 for p in params)
     has_filters = any(p.top_p < 1 or p.top_k > 0 or p.min_p > 0 for p in params)
     has_penalties = any(p.repetition_penalty != 1 or p.presence_penalty or p.frequency_penalty for p in params)
-    return SamplingBatch(
+    fields: dict[str, Any] = dict(
         rows_B=pad(range(count) if state_rows is None else state_rows, np.int32, 10_000),
         is_active_B=pad([1] * count, np.bool_),
         positions_B=pad([7] * count if positions is None else positions, np.int32),
@@ -60,6 +61,7 @@ def make_batch(
         ),
         use_logprobs=np.bool_(any(p.logprobs is not None for p in params) or all_flags),
     )
+    return SamplingBatch(**fields)
 
 
 def load(state: SamplingState, row: int, sampling: RowSampling) -> SamplingState:

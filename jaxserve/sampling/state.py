@@ -12,8 +12,8 @@ from jaxtyping import Array, Bool, Float, Int
 class SamplingState:
     """One row a running request (R = max_num_seqs rows), V = vocabulary.
 
-    A row counts only while a request that needs it holds it; `load_row` or `clear_row` must run
-    before a request that has a bias or penalties (or shares a batch with one that has a bias) samples.
+    Before a request with a bias or penalties samples, `load_row` must have filled its row; one without
+    needs zeros in bias_RV only. Counts grow for every request and mean something where they were loaded.
 
     bias_RV: added to the logits; -inf forbids a token.
     counts_RV: how often each token was generated (the prompt not included).
@@ -53,12 +53,3 @@ def load_row(
 def load_bias(state: SamplingState, row: Int[Array, ""], bias_V: Float[Array, " V"]) -> SamplingState:
     """Overwrite the bias of one row and leave its counts, as `RowSampling.update` asks for. Pure."""
     return replace(state, bias_RV=state.bias_RV.at[row].set(bias_V, mode="drop"))
-
-
-def clear_row(state: SamplingState, row: Int[Array, ""]) -> SamplingState:
-    """The row of a request without bias and penalties: zeros, nothing sent from the host. Pure."""
-    return SamplingState(
-        bias_RV=state.bias_RV.at[row].set(0.0, mode="drop"),
-        counts_RV=state.counts_RV.at[row].set(0, mode="drop"),
-        prompt_mask_RV=state.prompt_mask_RV.at[row].set(False, mode="drop"),
-    )

@@ -1,6 +1,7 @@
 """The sampler's promises: independence of the batch, nothing written by padding, bad logits stay in their row."""
 
 from dataclasses import replace
+from typing import Any
 
 import jax
 import numpy as np
@@ -8,9 +9,10 @@ import pytest
 from sampling_batches import fresh_state, load, load_row_jit, make_batch, sample_jit
 
 from jaxserve.core.params import SamplingParams
+from jaxserve.sampling.batch import SamplingBatch
 from jaxserve.sampling.logprobs import token_logprobs
 from jaxserve.sampling.rows import RowSampling
-from jaxserve.sampling.state import clear_row, empty_state, load_bias
+from jaxserve.sampling.state import empty_state, load_bias
 
 V, R, K = 300, 8, 6
 EVERYTHING = SamplingParams(
@@ -28,21 +30,21 @@ EVERYTHING = SamplingParams(
 PLAIN = SamplingParams(temperature=1.0, seed=11)
 
 
-def random_logits(num_rows: int, seed: int = 0) -> np.ndarray:
+def random_logits(num_rows: int, seed: int = 0) -> Any:
     return (np.random.default_rng(seed).normal(size=(num_rows, V)) * 3).astype(np.float32)
 
 
-def run(logits_BV: np.ndarray, batch, state=None):
+def run(logits_BV: Any, batch: SamplingBatch, state: Any = None) -> tuple[Any, Any]:
     state = fresh_state(R, V) if state is None else state
     sampled, after = sample_jit(logits_BV, batch, state, num_logprobs=K)
     return jax.device_get(sampled), jax.device_get(after)
 
 
-def needle(size: int, place: int, state_row: int) -> tuple[object, ...]:
+def needle(size: int, place: int, state_row: int) -> tuple[tuple[Any, ...], ...]:
     """The same request among `place` others, the batch padded to `size`; all that comes out of its row."""
     num_others = place
     params = [PLAIN] * num_others + [EVERYTHING]
-    rows = [row for row in range(R) if row != state_row][:num_others] + [state_row]
+    rows = [*[row for row in range(R) if row != state_row][:num_others], state_row]
     state = load(fresh_state(R, V), state_row, RowSampling(EVERYTHING, [1, 2, 5], [7, 7, 30], V, [0]))
     logits_BV = random_logits(size, seed=size)
     logits_BV[place] = random_logits(1, seed=99)[0]
@@ -204,7 +206,7 @@ def test_sampled_logprob_is_the_entry_of_the_top_list() -> None:
 
 def test_token_logprobs_of_a_prompt() -> None:
     logits_TV = random_logits(5, seed=3)
-    next_ids_T = np.array([0, V - 1, 7, int(logits_TV[3].argmax()), 12], np.int32)
+    next_ids_T: Any = np.array([0, V - 1, 7, int(logits_TV[3].argmax()), 12], np.int32)
     logprob_T, rank_T, top_ids_TK, top_logprobs_TK = map(np.asarray, token_logprobs(logits_TV, next_ids_T, 4))
     exact_TV = logits_TV - np.log(np.exp(logits_TV.astype(np.float64)).sum(-1, keepdims=True))
     np.testing.assert_allclose(logprob_T, exact_TV[np.arange(5), next_ids_T], rtol=1e-5)
@@ -217,7 +219,7 @@ def test_token_logprobs_of_a_prompt() -> None:
 
 def test_token_logprobs_of_the_whole_vocabulary_and_of_none() -> None:
     logits_TV = random_logits(2)[:, :10]
-    ids_T = np.array([4, 5], np.int32)
+    ids_T: Any = np.array([4, 5], np.int32)
     assert token_logprobs(logits_TV, ids_T, 0)[2].shape == (2, 0)
     _, _, top_ids_TK, top_logprobs_TK = token_logprobs(logits_TV, ids_T, 99)
     assert np.sort(top_ids_TK).tolist() == [list(range(10))] * 2
@@ -226,13 +228,13 @@ def test_token_logprobs_of_the_whole_vocabulary_and_of_none() -> None:
 
 def test_rows_are_loaded_cleared_and_never_written_out_of_range() -> None:
     state = empty_state(3, 4)
-    bias_V, counts_V, mask_V = np.ones(4, np.float32), np.arange(4, dtype=np.int32), np.ones(4, np.bool_)
+    row: Any = np.int32(1)
+    bias_V: Any = np.ones(4, np.float32)
+    counts_V, mask_V = np.arange(4, dtype=np.int32), np.ones(4, np.bool_)
     state = load_row_jit(state, 1, bias_V, counts_V, mask_V)
     assert np.asarray(state.counts_RV).tolist() == [[0] * 4, [0, 1, 2, 3], [0] * 4]
-    changed = load_bias(state, np.int32(1), bias_V * 5)
+    changed = load_bias(state, row, bias_V * 5)
     assert np.asarray(changed.bias_RV[1]).tolist() == [5.0] * 4
     assert np.asarray(changed.counts_RV[1]).tolist() == [0, 1, 2, 3]
     same = load_row_jit(state, 3, bias_V, counts_V, mask_V)
     jax.tree.map(np.testing.assert_array_equal, same, state)
-    cleared = clear_row(state, np.int32(1))
-    jax.tree.map(np.testing.assert_array_equal, cleared, empty_state(3, 4))

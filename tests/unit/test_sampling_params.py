@@ -175,7 +175,7 @@ def test_accepted(fields: dict[str, Any], expected: dict[str, Any]) -> None:
 
 
 def test_stop_needs_text() -> None:
-    with pytest.raises(RequestError, match="stop needs detokenize=True. Use stop_token_ids") as caught:
+    with pytest.raises(RequestError, match=r"stop needs detokenize=True\. Use stop_token_ids") as caught:
         SamplingParams(stop="x", detokenize=False)
     assert caught.value.param == "stop"
 
@@ -199,7 +199,7 @@ def test_low_temperature_is_raised_with_a_warning(caplog: pytest.LogCaptureFixtu
 def test_removed_keywords_are_unknown() -> None:
     for name in ("best_of", "use_beam_search", "logits_processors", "guided_decoding"):
         with pytest.raises(TypeError, match=name):
-            SamplingParams(**{name: None})
+            SamplingParams(**dict[str, Any]({name: None}))
 
 
 def test_messages_do_not_quote_text() -> None:
