@@ -101,7 +101,7 @@ class Scheduler:
             rows.append(self._scheduled(request, num_new))
             budget -= num_new
             index += 1
-        starts = self._admit(budget, rows)  # never one preempted just now: less is free than it had
+        starts = self._admit(budget, rows) if not preempted else []  # or a victim might be back in the same step
         if not rows:
             return None
         rows.sort(key=lambda row: len(row.token_ids) > 1)
