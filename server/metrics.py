@@ -97,6 +97,8 @@ class ServerMetrics:
         self.requests = Counter(
             "jaxserve:requests", "Requests by outcome.", ["model_name", "status", "error_type"], registry=None
         )
+        for status in ("success", "abort"):  # there from the start, so that rates have a zero to begin with
+            self.requests.labels(model_name, status, "")
         self.http_requests = Counter("http_requests", "HTTP requests.", ["method", "handler", "status"], registry=None)
         self.http_seconds = Histogram(
             "http_request_duration_seconds", "HTTP time to the answer's end.", ["method", "handler"], registry=None

@@ -99,8 +99,9 @@ class Body(BaseModel):
             body = cls.model_validate(given)
         except ValidationError as error:
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-            param = field_path(first["loc"])
-            raise ApiError(400, f"{param}: {first['msg']}" if param else first["msg"], param=param) from None
+            path = field_path(first["loc"])
+            message = f"{path}: {first['msg']}" if path else str(first["msg"])
+            raise ApiError(400, message, param=str(first["loc"][0]) if path else None) from None
         body.log_unknown()
         return body
 

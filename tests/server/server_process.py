@@ -16,8 +16,8 @@ ROOT = Path(__file__).parents[2]
 START_TIMEOUT_S = 240.0
 
 ENGINE = {
-    "max_num_seqs": 8,
-    "max_num_batched_tokens": 64,
+    "max_num_seqs": 4,
+    "max_num_batched_tokens": 16,
     "kv_cache_memory_bytes": 2**22,
     "page_size": 16,
 }
