@@ -256,7 +256,7 @@ def unknown(rng: random.Random) -> Turns:
 
 def named(rng: random.Random) -> Turns:
     """The user says a name; sometimes the name is asked back, with small talk between."""
-    name = rng.choice(world.ALL_NAMES) if rng.random() < 0.8 else capitalise(_strange_word(rng))
+    name = rng.choice(world.ALL_NAMES) if rng.random() < 0.9 else capitalise(_strange_word(rng))
     greeting = expand(
         rng,
         "[Hello, my name is <name>.|Hi, I am <name>.|My name is <name>.|I am <name>.|Hello! My name is <name>.|"
@@ -351,8 +351,9 @@ def follow_up(rng: random.Random) -> Turns:
 
 
 PARTS: tuple[tuple[Callable[[random.Random], Turns], float], ...] = (
-    (fact, 10.0), (_from(_ABOUT_ME), 2.5), (_from(_JAXSERVE), 2.0), (_from(_MANNERS), 2.0), (unknown, 2.5),
-    (named, 1.5), (tell_story, 1.3), (favourite, 0.6), (repeat, 0.8), (as_json, 0.6), (follow_up, 1.2),
+    (fact, 10.0), (_from(_ABOUT_ME[:2]), 1.0), (_from(_ABOUT_ME), 2.0), (_from(_JAXSERVE), 2.0),
+    (_from(_MANNERS), 2.0), (unknown, 2.5),
+    (named, 1.8), (tell_story, 1.3), (favourite, 0.6), (repeat, 0.5), (as_json, 0.6), (follow_up, 1.2),
 )  # fmt: skip
 
 

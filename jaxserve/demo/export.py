@@ -84,10 +84,10 @@ sentences about jaxserve itself.
 ## How
 
 `python -m jaxserve.demo.train --out DIRECTORY --minutes {minutes:g}`: {num_steps:,} steps of {batch} rows of
-{length} tokens ({num_tokens:,} tokens of {num_documents:,} documents), AdamW, float32, {elapsed_min:.1f} minutes
-on one CPU core that other work shared. The gradient goes through the model code that serves
-(`jaxserve/models/llama.py`). Mean loss on {num_held_out} documents of the same templates that were not in
-the training text: {held_out_loss:.3f} nats a token.
+{length} tokens ({num_tokens:,} tokens of {num_documents:,} documents), Muon and AdamW, float32, on one CPU core
+that other work shared: {elapsed_min:.0f} minutes, {cpu_min:.0f} of them processor time. The gradient goes through the
+model code that serves (`jaxserve/models/llama.py`). Mean loss on {num_held_out} documents of the same templates
+that were not in the training text: {held_out_loss:.3f} nats a token.
 
 ## What it cannot do
 

@@ -16,8 +16,8 @@ from jaxserve.demo.tokenizer import encode
 class Rows:
     """Rows of a batch: token_ids_BT int32, and learned_BT: the tokens whose prediction counts."""
 
-    token_ids_BT: NDArray[np.int32]  # noqa: N815
-    learned_BT: NDArray[np.bool_]  # noqa: N815
+    token_ids_BT: NDArray[np.int32]
+    learned_BT: NDArray[np.bool_]
 
 
 def rows(tokenizer: Tokenizer, documents: Iterable[Document], length: int) -> Iterator[tuple[list[int], list[bool]]]:

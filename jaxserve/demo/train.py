@@ -18,7 +18,7 @@ from jaxserve.core.config import ModelConfig
 from jaxserve.demo import world
 from jaxserve.demo.corpus import TRAIN_SEED, documents, held_out
 from jaxserve.demo.export import CARD, save_checkpoint
-from jaxserve.demo.learning import AdamW, Params, initial_params, learning_rate, make_loss
+from jaxserve.demo.learning import Optimizer, Params, initial_params, learning_rate, make_loss
 from jaxserve.demo.packing import batches
 from jaxserve.demo.tokenizer import BEGIN_ID, END_ID, MAX_LENGTH, VOCAB_SIZE, encode, save_tokenizer, train_tokenizer
 
@@ -61,15 +61,16 @@ class Trained:
     losses: list[float] = field(default_factory=list)
     num_documents: int = 0
     elapsed_s: float = 0.0
+    cpu_s: float = 0.0
 
 
 def train(config: ModelConfig, schedule: Schedule, tokenizer: Tokenizer) -> Trained:
     """Train from scratch on an endless stream of fresh documents."""
     counter = itertools.count()
     source = (document for document, _ in zip(documents(TRAIN_SEED, None), counter, strict=False))
-    optimizer = AdamW(make_loss(config), initial_params(config, jax.random.key(schedule.seed)))
+    optimizer = Optimizer(make_loss(config), initial_params(config, jax.random.key(schedule.seed)))
     trained = Trained(optimizer.params)
-    started = time.monotonic()
+    started, cpu_started = time.monotonic(), time.process_time()
     for step, rows in enumerate(batches(tokenizer, source, schedule.batch, schedule.length + 1)):
         trained.elapsed_s = time.monotonic() - started
         progress = step / schedule.num_steps if schedule.num_steps else trained.elapsed_s / (60 * schedule.minutes)
@@ -84,6 +85,7 @@ def train(config: ModelConfig, schedule: Schedule, tokenizer: Tokenizer) -> Trai
             print(
                 f"step {step}  {progress:5.1%}  loss {mean:.3f}  rate {rate:.5f}  {trained.elapsed_s:.0f} s", flush=True
             )
+    trained.cpu_s = time.process_time() - cpu_started
     trained.params, trained.num_documents = optimizer.params, next(counter)
     return trained
 
@@ -121,7 +123,8 @@ def model_card(config: ModelConfig, schedule: Schedule, trained: Trained, loss: 
         head_dim=config.head_dim, vocab_size=config.vocab_size, num_capitals=len(world.CAPITALS),
         num_animals=len(world.ANIMALS), minutes=schedule.minutes, num_steps=num_steps, batch=schedule.batch,
         length=schedule.length, num_tokens=num_steps * schedule.batch * schedule.length,
-        num_documents=trained.num_documents, elapsed_min=trained.elapsed_s / 60, num_held_out=NUM_HELD_OUT,
+        num_documents=trained.num_documents, elapsed_min=trained.elapsed_s / 60, cpu_min=trained.cpu_s / 60,
+        num_held_out=NUM_HELD_OUT,
         held_out_loss=loss,
     )  # fmt: skip
 
