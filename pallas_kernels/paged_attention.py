@@ -46,9 +46,13 @@ def ragged_paged_attention(
     num_heads, head_dim = q_TNH.shape[1:]
     _, two, num_kv_heads, _, pool_head_dim = pool_P2KZH.shape
     if two != 2 or pool_head_dim != head_dim or num_heads % num_kv_heads:
-        raise ValueError(f"q {q_TNH.shape} does not fit a pool of shape {pool_P2KZH.shape}: want [P, 2, K, Z, H] with K dividing N")
+        raise ValueError(
+            f"q {q_TNH.shape} does not fit a pool of shape {pool_P2KZH.shape}: want [P, 2, K, Z, H] with K dividing N"
+        )
     if page_table_BM.shape[0] > q_TNH.shape[0]:
-        raise ValueError(f"{page_table_BM.shape[0]} rows but only {q_TNH.shape[0]} queries: a bucket has at least a token a row")
+        raise ValueError(
+            f"{page_table_BM.shape[0]} rows but only {q_TNH.shape[0]} queries: a bucket has at least a token a row"
+        )
     if implementation not in _IMPLEMENTATIONS:
         raise ValueError(f"implementation={implementation!r} is unknown; choose one of {sorted(_IMPLEMENTATIONS)}")
     attend = _IMPLEMENTATIONS[implementation]

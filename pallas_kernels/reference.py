@@ -29,7 +29,7 @@ def plain_paged_attention(
     kv_TM2KZH = pool_P2KZH.astype(jnp.float32)[page_table_BM[row_T]]
     kv_T2KSH = jnp.moveaxis(kv_TM2KZH, 1, 3).reshape(num_tokens, 2, num_kv_heads, -1, head_dim)
     q_TKGH = q_TNH.astype(jnp.float32).reshape(num_tokens, num_kv_heads, -1, head_dim)
-    scores_TKGS = jnp.einsum("TKGH,TKSH->TKGS", q_TKGH, kv_T2KSH[:, 0]) * scale
+    scores_TKGS = jnp.einsum("TKGH,TKSH->TKGS", q_TKGH, kv_T2KSH[:, 0], precision="highest") * scale
     if logit_softcap is not None:
         scores_TKGS = logit_softcap * jnp.tanh(scores_TKGS / logit_softcap)
 
@@ -41,5 +41,5 @@ def plain_paged_attention(
     # A query without keys (padding) gives 0, not NaN; unseen values may be anything, NaN included.
     weights_TKGS = jnp.where(is_seen_TS[:, None, None], jax.nn.softmax(scores_TKGS, axis=-1), 0.0)
     values_TKSH = jnp.where(is_seen_TS[:, None, :, None], kv_T2KSH[:, 1], 0.0)
-    out_TKGH = jnp.einsum("TKGS,TKSH->TKGH", weights_TKGS, values_TKSH)
+    out_TKGH = jnp.einsum("TKGS,TKSH->TKGH", weights_TKGS, values_TKSH, precision="highest")
     return out_TKGH.reshape(num_tokens, num_heads, head_dim).astype(q_TNH.dtype)

@@ -27,7 +27,11 @@ class _Softmax(NamedTuple):
 
     @staticmethod
     def empty(shape: tuple[int, ...]) -> "_Softmax":
-        return _Softmax(jnp.full(shape[:-1], _MASKED, jnp.float32), jnp.zeros(shape[:-1], jnp.float32), jnp.zeros(shape, jnp.float32))
+        return _Softmax(
+            jnp.full(shape[:-1], _MASKED, jnp.float32),
+            jnp.zeros(shape[:-1], jnp.float32),
+            jnp.zeros(shape, jnp.float32),
+        )
 
     def rescaled(self, new_max: Array) -> tuple[Array, Array]:
         keep = jnp.exp(self.max - new_max)
@@ -87,6 +91,11 @@ class _Context(NamedTuple):
             return jnp.zeros((), jnp.int32)
         return jnp.maximum(first_position - self.sliding_window + 1, 0) // self.tile
 
+    @property
+    def precision(self) -> lax.Precision | None:
+        """A GPU multiplies float32 as TF32 unless told not to: enough for keys of 16 bits, not for float32 ones."""
+        return lax.Precision.HIGHEST if self.pool_P2KZH.dtype == jnp.float32 else None
+
     def cap(self, scores: Array) -> Array:
         if self.logit_softcap is None:
             return scores
@@ -106,18 +115,22 @@ def _single_queries(context: _Context, q_BNH: Array, context_lens_B: Array) -> A
     starts_B = jnp.where(context_lens_B > 0, context_lens_B - 1, jnp.iinfo(jnp.int32).max // 2)
 
     def body(tile: Array, soft: _Softmax) -> _Softmax:
-        pages_BJ = lax.dynamic_slice_in_dim(context.table_BM, tile * context.pages_per_tile, context.pages_per_tile, axis=1)
+        pages_BJ = lax.dynamic_slice_in_dim(
+            context.table_BM, tile * context.pages_per_tile, context.pages_per_tile, axis=1
+        )
         kv_BJ2KZH = context.pool_P2KZH[pages_BJ].astype(jnp.float32)
         keys_JZ = tile * context.tile + jnp.arange(context.tile).reshape(-1, page_size)
         seen_BJZ = context.sees(keys_JZ, positions_B11)
-        scores_BKGJZ = context.cap(jnp.einsum("BKGH,BJKZH->BKGJZ", q_BKGH, kv_BJ2KZH[:, :, 0]))
+        scores_BKGJZ = context.cap(
+            jnp.einsum("BKGH,BJKZH->BKGJZ", q_BKGH, kv_BJ2KZH[:, :, 0], precision=context.precision)
+        )
         scores_BKGJZ = jnp.where(seen_BJZ[:, None, None], scores_BKGJZ, _MASKED)
         new_max = jnp.maximum(soft.max, scores_BKGJZ.max((-2, -1)))
         # A row's first tiles may be wholly masked (another row is longer): the mask again makes weights 0.
         weights_BKGJZ = jnp.where(seen_BJZ[:, None, None], jnp.exp(scores_BKGJZ - new_max[..., None, None]), 0.0)
         values_BJKZH = jnp.where(seen_BJZ[:, :, None, :, None], kv_BJ2KZH[:, :, 1], 0.0)
         kept_sum, kept_acc = soft.rescaled(new_max)
-        added_BKGH = jnp.einsum("BKGJZ,BJKZH->BKGH", weights_BKGJZ, values_BJKZH)
+        added_BKGH = jnp.einsum("BKGJZ,BJKZH->BKGH", weights_BKGJZ, values_BJKZH, precision=context.precision)
         return _Softmax(new_max, kept_sum + weights_BKGJZ.sum((-2, -1)), kept_acc + added_BKGH)
 
     last_tile = (context_lens_B.max() + context.tile - 1) // context.tile
@@ -125,7 +138,9 @@ def _single_queries(context: _Context, q_BNH: Array, context_lens_B: Array) -> A
     return soft.result().reshape(num_rows, num_heads, head_dim)
 
 
-def _query_chunks(context: _Context, q_TNH: Array, out_TNH: Array, context_lens_B: Array, query_starts: Array, row_counts: Array) -> Array:
+def _query_chunks(
+    context: _Context, q_TNH: Array, out_TNH: Array, context_lens_B: Array, query_starts: Array, row_counts: Array
+) -> Array:
     """Rows of several queries, one tile of queries after another.
 
     A row's last tile also writes past its end; rows come in order, so the next row overwrites that,
@@ -158,18 +173,20 @@ def _query_tile(context: _Context, q_QNH: Array, row: Array, first_position: Arr
     positions_Q1 = (first_position + jnp.arange(num_queries))[:, None]
 
     def body(tile: Array, soft: _Softmax) -> _Softmax:
-        pages_J = lax.dynamic_slice(context.table_BM, (row, tile * context.pages_per_tile), (1, context.pages_per_tile))[0]
+        pages_J = lax.dynamic_slice(
+            context.table_BM, (row, tile * context.pages_per_tile), (1, context.pages_per_tile)
+        )[0]
         kv_J2KZH = context.pool_P2KZH[pages_J].astype(jnp.float32)
         kv_2KSH = kv_J2KZH.transpose(1, 2, 0, 3, 4).reshape(2, num_kv_heads, context.tile, head_dim)
         keys_S = tile * context.tile + jnp.arange(context.tile)
         seen_QS = context.sees(keys_S, positions_Q1) & (keys_S < context_len)
-        scores_KGQS = context.cap(jnp.einsum("KGQH,KSH->KGQS", q_KGQH, kv_2KSH[0]))
+        scores_KGQS = context.cap(jnp.einsum("KGQH,KSH->KGQS", q_KGQH, kv_2KSH[0], precision=context.precision))
         scores_KGQS = jnp.where(seen_QS, scores_KGQS, _MASKED)
         new_max = jnp.maximum(soft.max, scores_KGQS.max(-1))
         weights_KGQS = jnp.where(seen_QS, jnp.exp(scores_KGQS - new_max[..., None]), 0.0)
         values_KSH = jnp.where((keys_S < context_len)[:, None], kv_2KSH[1], 0.0)
         kept_sum, kept_acc = soft.rescaled(new_max)
-        added_KGQH = jnp.einsum("KGQS,KSH->KGQH", weights_KGQS, values_KSH)
+        added_KGQH = jnp.einsum("KGQS,KSH->KGQH", weights_KGQS, values_KSH, precision=context.precision)
         return _Softmax(new_max, kept_sum + weights_KGQS.sum(-1), kept_acc + added_KGQH)
 
     seen_end = jnp.minimum(first_position + num_queries, context_len)

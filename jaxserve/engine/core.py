@@ -37,7 +37,9 @@ class EngineCore:
         self._compiles = CompileCounter()
         model = args.model or str(demo_checkpoint())
         path = resolve_model_path(model, args.revision, with_weights=args.load_format != "dummy")
-        self.config = resolve(args, load_model_config(path, dtype=args.dtype, overrides=args.hf_overrides), path, device)
+        self.config = resolve(
+            args, load_model_config(path, dtype=args.dtype, overrides=args.hf_overrides), path, device
+        )
         progress(f"{self.config.model.architecture} in {self.config.model.dtype} on {device.kind}")
         progress(describe(self.config))
         configured = time.monotonic()
@@ -52,7 +54,11 @@ class EngineCore:
             model=self.config.model_path,
         )
         ready = time.monotonic()
-        times = {"config": configured - started, "weights": weights_loaded - configured, "compile": ready - weights_loaded}
+        times = {
+            "config": configured - started,
+            "weights": weights_loaded - configured,
+            "compile": ready - weights_loaded,
+        }
         self.info = engine_info(self.config, device.kind, times)
         self._compiles_at_start = self._compiles.count
         self._seeds = random.Random(args.seed)

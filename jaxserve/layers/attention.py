@@ -15,7 +15,13 @@ class PagedAttention:
     that layer reads, so requests of one step may share pages that this very step fills.
     """
 
-    def __init__(self, config: ModelConfig, pools: list[Float[Array, "P 2 K Z H"]], batch: StepBatch, page_table_BM: Int[Array, "B M"]) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        pools: list[Float[Array, "P 2 K Z H"]],
+        batch: StepBatch,
+        page_table_BM: Int[Array, "B M"],
+    ) -> None:
         self.pools = list(pools)
         self._config = config
         self._batch = batch

@@ -35,7 +35,9 @@ def linear(
 ) -> Float[Array, "... O"]:
     """x @ weight.T with sums in float32, given back in out_dtype (x's own if None)."""
     dimensions = (((x.ndim - 1,), (1,)), ((), ()))
-    return lax.dot_general(x, weight_OI, dimensions, preferred_element_type=out_dtype)
+    # A GPU rounds float32 operands to TF32 unless told not to; who asks for float32 means it.
+    precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    return lax.dot_general(x, weight_OI, dimensions, precision, preferred_element_type=out_dtype)
 
 
 class RMSNorm(nnx.Module):

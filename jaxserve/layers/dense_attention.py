@@ -24,7 +24,9 @@ def dense_causal_attend(config: ModelConfig, document_T: Int[Array, "T"] | None 
         num_tokens, num_heads, head_dim = q_TNH.shape
         num_kv_heads = k_TKH.shape[1]
         q_TKGH = q_TNH.reshape(num_tokens, num_kv_heads, num_heads // num_kv_heads, head_dim)
-        scores_KGTS = jnp.einsum("TKGH,SKH->KGTS", q_TKGH, k_TKH, precision="highest", preferred_element_type=jnp.float32)
+        scores_KGTS = jnp.einsum(
+            "TKGH,SKH->KGTS", q_TKGH, k_TKH, precision="highest", preferred_element_type=jnp.float32
+        )
         mask_TS = _causal_mask(num_tokens, config.sliding_windows[layer] if config.sliding_windows else None)
         if document_T is not None:
             mask_TS &= document_T[:, None] == document_T[None, :]

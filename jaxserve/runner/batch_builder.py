@@ -23,7 +23,9 @@ class Row:
     def changed_columns(self, page_ids: list[int]) -> list[int]:
         """Columns where a longer (or, by a shared twin page, exchanged) table differs from the device's."""
         known = len(self.page_ids)
-        exchanged = [] if page_ids[:known] == self.page_ids else [i for i in range(known) if page_ids[i] != self.page_ids[i]]
+        exchanged = (
+            [] if page_ids[:known] == self.page_ids else [i for i in range(known) if page_ids[i] != self.page_ids[i]]
+        )
         return exchanged + list(range(known, len(page_ids)))
 
 
@@ -48,10 +50,19 @@ class RowArrays:
 
     def load(self, start: RowStart) -> None:
         row, params = start.row, start.params
-        values = (params.temperature, params.top_p, params.min_p, params.repetition_penalty, params.presence_penalty, params.frequency_penalty)
+        values = (
+            params.temperature,
+            params.top_p,
+            params.min_p,
+            params.repetition_penalty,
+            params.presence_penalty,
+            params.frequency_penalty,
+        )
         for array, value in zip(self.floats.values(), values, strict=True):
             array[row] = value
-        self.seeds_R2[row] = np.array([start.seed >> 32 & 0xFFFFFFFF, start.seed & 0xFFFFFFFF], np.uint32).view(np.int32)
+        self.seeds_R2[row] = np.array([start.seed >> 32 & 0xFFFFFFFF, start.seed & 0xFFFFFFFF], np.uint32).view(
+            np.int32
+        )
         self.top_k_R[row] = max(params.top_k, 0)
         self.is_random_R[row] = params.temperature > 0
         self.has_filters_R[row] = params.top_k > 0 or params.top_p < 1 or params.min_p > 0
@@ -72,7 +83,9 @@ class BatchBuilder:
     def start_row(self, start: RowStart) -> Row:
         """A request enters a row; the caller loads what its `sampling` needs to the device."""
         model = self._config.model
-        sampling = RowSampling(start.params, start.prompt_token_ids, start.output_token_ids, model.vocab_size, model.eos_token_ids)
+        sampling = RowSampling(
+            start.params, start.prompt_token_ids, start.output_token_ids, model.vocab_size, model.eos_token_ids
+        )
         row = Row(start, sampling)
         self.rows[start.row] = row
         self._arrays.load(start)

@@ -43,11 +43,15 @@ class ModelRunner:
         # XLA's bfloat16 matrix-vector product on a CPU is several times slower than that of two rows.
         min_rows = 2 if jax.default_backend() == "cpu" and config.model.dtype != "float32" else 1
         scheduler = config.scheduler
-        self.grid = make_grid(scheduler.max_num_seqs, scheduler.max_num_batched_tokens, min_rows=min(min_rows, scheduler.max_num_seqs))
+        self.grid = make_grid(
+            scheduler.max_num_seqs, scheduler.max_num_batched_tokens, min_rows=min(min_rows, scheduler.max_num_seqs)
+        )
+        # Compile before the pool takes its memory: a GPU's autotuner tries kernels on buffers of its own.
+        state_spec = jax.eval_shape(self._make_state)
+        self._steps = compile_steps(config, loaded, state_spec, self.grid, self.num_logprobs, progress)
+        self._row_programs: RowPrograms = compile_row_programs(state_spec)
         self._state = self._make_state()
         self._builder = BatchBuilder(config, self.grid)
-        self._steps = compile_steps(config, loaded, self._state, self.grid, self.num_logprobs, progress)
-        self._row_programs: RowPrograms = compile_row_programs(self._state)
         self._dirty_rows = np.zeros(scheduler.max_num_seqs, np.bool_)
         for bucket in self.grid.all:
             self._run(bucket, self._builder.empty_step(bucket).vector)
@@ -87,7 +91,10 @@ class ModelRunner:
         try:
             host: StepOutput = jax.device_get(self._wanted(flight))
             starts = accumulate((len(row.token_ids) for row in flight.scheduled.rows), initial=0)
-            results = [self._result(i, first, row, host) for i, (first, row) in enumerate(zip(starts, flight.scheduled.rows, strict=False))]
+            results = [
+                self._result(i, first, row, host)
+                for i, (first, row) in enumerate(zip(starts, flight.scheduled.rows, strict=False))
+            ]
             for result, row in zip(results, flight.scheduled.rows, strict=True):
                 if result.token_id is not None:
                     self._count_token(row, result.token_id)
@@ -107,7 +114,9 @@ class ModelRunner:
                 output, prompt_logprob_T=None, prompt_rank_T=None, prompt_top_ids_TK=None, prompt_top_logprobs_TK=None
             )
         if all(self._builder.row(row.row).start.params.logprobs is None for row in rows):
-            slim = dataclasses.replace(output.sampled, logprob_B=None, rank_B=None, top_ids_BK=None, top_logprobs_BK=None)
+            slim = dataclasses.replace(
+                output.sampled, logprob_B=None, rank_B=None, top_ids_BK=None, top_logprobs_BK=None
+            )
             output = dataclasses.replace(output, sampled=slim)
         return output
 

@@ -9,6 +9,7 @@ import jax
 
 from jaxserve.core.config import CacheConfig, EngineArgs, EngineConfig, ModelConfig, SchedulerConfig
 from jaxserve.core.errors import ConfigError
+from jaxserve.core.model_config import longest_context
 from jaxserve.runner.memory import dtype_bytes, format_bytes, kv_bytes_per_token, num_parameters, step_bytes
 
 _CPU_POOL_BYTES = 1 << 30  # a CPU's memory is not ours to fill: a stated number instead of a share
@@ -30,7 +31,9 @@ class Device:
 def claim_device(gpu_memory_utilization: float) -> Device:
     """Start JAX's backend with the wished share of the device's memory and look at the first device."""
     if not 0 < gpu_memory_utilization <= 1:
-        raise ConfigError(f"gpu_memory_utilization={gpu_memory_utilization} is outside (0, 1]; 0.92 leaves room for other programs.")
+        raise ConfigError(
+            f"gpu_memory_utilization={gpu_memory_utilization} is outside (0, 1]; 0.92 leaves room for other programs."
+        )
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{gpu_memory_utilization:.3f}")
     device = jax.devices()[0]
     stats = None if device.platform == "cpu" else device.memory_stats()
@@ -40,7 +43,9 @@ def claim_device(gpu_memory_utilization: float) -> Device:
 def resolve(args: EngineArgs, model: ModelConfig, path: Path, device: Device) -> EngineConfig:
     """Decide every "auto". Raises ConfigError, naming a value that would fit, where something does not."""
     if args.tensor_parallel_size != 1:
-        raise ConfigError(f"tensor_parallel_size={args.tensor_parallel_size}: this version runs on one device; leave it at 1.")
+        raise ConfigError(
+            f"tensor_parallel_size={args.tensor_parallel_size}: this version runs on one device; leave it at 1."
+        )
     num_seqs = args.max_num_seqs or (64 if device.is_cpu else 256)
     budget = args.max_num_batched_tokens or max(512 if device.is_cpu else 8192, num_seqs)
     page_size = args.page_size or (16 if device.is_cpu else 64)
@@ -48,7 +53,9 @@ def resolve(args: EngineArgs, model: ModelConfig, path: Path, device: Device) ->
         if value < 1:
             raise ConfigError(f"{name}={value} must be at least 1.")
     if budget < num_seqs:
-        raise ConfigError(f"max_num_batched_tokens={budget} is below max_num_seqs={num_seqs}: each running request needs a token a step.")
+        raise ConfigError(
+            f"max_num_batched_tokens={budget} is below max_num_seqs={num_seqs}: each running request needs a token a step."
+        )
     page_bytes = page_size * kv_bytes_per_token(model)
     pool_bytes = _pool_bytes(args, model, device, num_tokens=budget, num_rows=num_seqs)
     max_model_len, num_pages = _lengths(args, model, page_size, page_bytes, pool_bytes)
@@ -111,7 +118,8 @@ def _lengths(args: EngineArgs, model: ModelConfig, page_size: int, page_bytes: i
     wanted = args.max_model_len
     if isinstance(wanted, str) and wanted != "auto" and not wanted.isdecimal():
         raise ConfigError(f"max_model_len={wanted!r} must be a number of tokens or 'auto'.")
-    length = model.max_position_embeddings if wanted in ("auto", None) else int(wanted)
+    longest = longest_context(model)
+    length = longest if wanted in ("auto", None) else int(wanted)
     if wanted in ("auto", None):
         length = min(length, num_pages * page_size)
     if length < 1 or num_pages * page_size < length:
@@ -120,9 +128,9 @@ def _lengths(args: EngineArgs, model: ModelConfig, page_size: int, page_bytes: i
             f"max_model_len={length} does not fit the KV pool of {format_bytes(pool_bytes)} ({num_pages * page_size} tokens). "
             f"Set max_model_len to at most {max(num_pages * page_size, 0)} or kv_cache_memory_bytes to at least {needed}."
         )
-    if length > model.max_position_embeddings:
+    if length > longest:
         raise ConfigError(
-            f"max_model_len={length} is above the model's max_position_embeddings={model.max_position_embeddings}; "
-            f"lower it, or raise the model's own limit with hf_overrides."
+            f"max_model_len={length} is above the {longest} positions that the model's config.json allows; "
+            f"lower it, or raise max_position_embeddings with hf_overrides."
         )
     return length, num_pages

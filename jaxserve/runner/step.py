@@ -59,7 +59,9 @@ def make_state(config: ModelConfig, *, num_pages: int, page_size: int, num_rows:
     )
 
 
-def make_step(config: ModelConfig, loaded: LoadedModel, bucket: Bucket, page_size: int, num_logprobs: int) -> StepFunction:
+def make_step(
+    config: ModelConfig, loaded: LoadedModel, bucket: Bucket, page_size: int, num_logprobs: int
+) -> StepFunction:
     """The step function of one bucket: (weight leaves, state, packed vector) -> (StepOutput, state).
 
     num_logprobs: K, log probabilities returned a token where a row asks for any.
@@ -67,7 +69,9 @@ def make_step(config: ModelConfig, loaded: LoadedModel, bucket: Bucket, page_siz
 
     def step(leaves: list[Array], state: DeviceState, packed: Array) -> tuple[StepOutput, DeviceState]:
         batch = unpack(packed, bucket, page_size)
-        page_table_RM = state.page_table_RM.at[batch.update_rows_U, batch.update_columns_U].set(batch.update_pages_U, mode="drop")
+        page_table_RM = state.page_table_RM.at[batch.update_rows_U, batch.update_columns_U].set(
+            batch.update_pages_U, mode="drop"
+        )
         page_table_BM = page_table_RM.at[batch.state_rows_B].get(mode="fill", fill_value=0)
         attend = PagedAttention(config, state.pools, batch, page_table_BM)
         model = loaded.merge(leaves)

@@ -31,10 +31,18 @@ class RowPrograms:
 
 
 def compile_steps(
-    config: EngineConfig, loaded: LoadedModel, state: DeviceState, grid: BucketGrid, num_logprobs: int, progress: Callable[[str], None]
+    config: EngineConfig,
+    loaded: LoadedModel,
+    state_spec: DeviceState,
+    grid: BucketGrid,
+    num_logprobs: int,
+    progress: Callable[[str], None],
 ) -> dict[Bucket, Callable[..., Any]]:
-    """One executable a bucket, compiled in as many threads as there are cores; a progress line each."""
-    leaves_spec, state_spec = _specs(loaded.leaves), _specs(state)
+    """One executable a bucket, compiled in as many threads as there are cores; a progress line each.
+
+    state_spec: the device state's shapes and dtypes (jax.ShapeDtypeStruct leaves).
+    """
+    leaves_spec = _specs(loaded.leaves)
     page_size = config.cache.page_size
     done = 0
     lock = threading.Lock()
@@ -59,16 +67,16 @@ def compile_steps(
     return dict(zip(reversed(grid.all), executables, strict=True))
 
 
-def compile_row_programs(state: DeviceState) -> RowPrograms:
-    vocab_size = state.sampling.bias_RV.shape[1]
+def compile_row_programs(state_spec: DeviceState) -> RowPrograms:
+    vocab_size = state_spec.sampling.bias_RV.shape[1]
     row = jax.ShapeDtypeStruct((), jnp.int32)
     bias, counts, mask = (jax.ShapeDtypeStruct((vocab_size,), dtype) for dtype in (jnp.float32, jnp.int32, jnp.bool_))
-    columns = jax.ShapeDtypeStruct((state.page_table_RM.shape[1],), jnp.int32)
-    sampling = _specs(state.sampling)
+    columns = jax.ShapeDtypeStruct((state_spec.page_table_RM.shape[1],), jnp.int32)
+    sampling = state_spec.sampling
     return RowPrograms(
         load_row=jax.jit(load_row, donate_argnums=0).lower(sampling, row, bias, counts, mask).compile(),
         load_bias=jax.jit(load_bias, donate_argnums=0).lower(sampling, row, bias).compile(),
-        load_table=jax.jit(_load_table, donate_argnums=0).lower(_specs(state.page_table_RM), row, columns).compile(),
+        load_table=jax.jit(_load_table, donate_argnums=0).lower(state_spec.page_table_RM, row, columns).compile(),
     )
 
 

@@ -25,8 +25,12 @@ def drivers(tiny_checkpoint):
     return {
         "roomy": Driver(make_engine(tiny_checkpoint, **limits, kv_cache_memory_bytes=1 << 20)),
         "tight": Driver(make_engine(tiny_checkpoint, **limits, kv_cache_memory_bytes=20 * 4 * 512)),
-        "uncached": Driver(make_engine(tiny_checkpoint, **limits, kv_cache_memory_bytes=1 << 20, enable_prefix_caching=False)),
-        "drops": Driver(make_engine(tiny_checkpoint, **limits, kv_cache_memory_bytes=1 << 20, long_prefill_token_threshold=3)),
+        "uncached": Driver(
+            make_engine(tiny_checkpoint, **limits, kv_cache_memory_bytes=1 << 20, enable_prefix_caching=False)
+        ),
+        "drops": Driver(
+            make_engine(tiny_checkpoint, **limits, kv_cache_memory_bytes=1 << 20, long_prefill_token_threshold=3)
+        ),
     }
 
 
@@ -56,7 +60,9 @@ def sampling_params(draw):
         logit_bias=draw(st.sampled_from([None, {7: 3.0, 9: -100.0}])),
         allowed_token_ids=draw(st.sampled_from([None, list(range(5, 400))])),
         logprobs=draw(st.sampled_from([None, 0, 3])),
-        bad_words_token_ids=draw(st.sampled_from([None, [[11], [12, 13]], [[i, j] for i in range(20, 31) for j in range(40, 50)]])),
+        bad_words_token_ids=draw(
+            st.sampled_from([None, [[11], [12, 13]], [[i, j] for i in range(20, 31) for j in range(40, 50)]])
+        ),
     )
     return SamplingParams(**options)
 
@@ -111,7 +117,11 @@ def test_a_failed_step_costs_time_only(drivers, judge):
     """Losing the pool at any step leaves every answer as it was."""
     rng = np.random.default_rng(3)
     wishes = [
-        Wish(rng.integers(5, VOCAB, 9 + 3 * i).tolist(), SamplingParams(temperature=0.8, seed=i, max_tokens=9, ignore_eos=True), i)
+        Wish(
+            rng.integers(5, VOCAB, 9 + 3 * i).tolist(),
+            SamplingParams(temperature=0.8, seed=i, max_tokens=9, ignore_eos=True),
+            i,
+        )
         for i in range(6)
     ]
     core = drivers["roomy"].core
@@ -131,7 +141,11 @@ def test_preempted_at_every_step(drivers, judge):
     """The tight pool really preempts, and nobody can tell from the tokens."""
     rng = np.random.default_rng(4)
     wishes = [
-        Wish(rng.integers(5, VOCAB, 10).tolist(), SamplingParams(temperature=0, max_tokens=30, ignore_eos=True), arrives=i % 3)
+        Wish(
+            rng.integers(5, VOCAB, 10).tolist(),
+            SamplingParams(temperature=0, max_tokens=30, ignore_eos=True),
+            arrives=i % 3,
+        )
         for i in range(8)
     ]
     answers = check_crowd(drivers, judge, wishes, "tight")
