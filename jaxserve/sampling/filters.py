@@ -35,7 +35,27 @@ def kept_tokens(
     scaled_BV: logits over temperature, shifted so that each row's maximum is 0. At least the most
     likely token is kept. min-p keeps tokens of at least min_p times the best probability; top-k
     (0: all) the k most likely; top-p the smallest set of most likely tokens whose mass reaches p.
+
+    A CPU takes row after row, which stays in its cache (twice as fast); a GPU all rows together.
     """
+    return lax.platform_dependent(scaled_BV, top_k_B, top_p_B, min_p_B, cpu=_kept_by_row, default=kept_together)
+
+
+def _kept_by_row(scaled_BV: Array, top_k_B: Array, top_p_B: Array, min_p_B: Array) -> Array:
+    def one_row(row: tuple[Array, Array, Array, Array]) -> Array:
+        scaled_V, top_k, top_p, min_p = row
+        return kept_together(scaled_V[None], top_k[None], top_p[None], min_p[None])[0]
+
+    return lax.map(one_row, (scaled_BV, top_k_B, top_p_B, min_p_B))
+
+
+def kept_together(
+    scaled_BV: Float[Array, "B V"],
+    top_k_B: Int[Array, " B"],
+    top_p_B: Float[Array, " B"],
+    min_p_B: Float[Array, " B"],
+) -> Bool[Array, "B V"]:
+    """`kept_tokens` with every pass over all rows at once."""
     keys_BV = order_keys(scaled_BV)
     floor_B = order_keys(jnp.log(min_p_B))
     floor_B = lax.cond(jnp.any(top_k_B > 0), _raise_to_top_k, _same_floor, floor_B, keys_BV, scaled_BV, top_k_B)

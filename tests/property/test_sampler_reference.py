@@ -12,7 +12,7 @@ from sampling_batches import fresh_state, load, make_batch, narrow_jit, process_
 from scipy import stats
 
 from jaxserve.core.params import SamplingParams
-from jaxserve.sampling.filters import kept_tokens, order_keys
+from jaxserve.sampling.filters import kept_together, kept_tokens, order_keys
 from jaxserve.sampling.rows import RowSampling
 from jaxserve.sampling.sampler import gumbel_noise
 
@@ -122,7 +122,7 @@ def check_logprobs(i: int, sampled: Any, logits_V: np.ndarray, token: int, *, wa
         assert sampled.logprob_B[i] == sampled.top_logprobs_BK[i][sampled.rank_B[i] - 1]
 
 
-kept_jit = jax.jit(kept_tokens)
+kept_jit, kept_together_jit = jax.jit(kept_tokens), jax.jit(kept_together)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -151,6 +151,7 @@ def test_kept_set_equals_sorting(seed: int, kind: str, top_k: int, top_p: float,
         for value, dtype in ((top_k, np.int32), (top_p, np.float32), (min_p, np.float32))
     ]
     kept_BV = np.asarray(kept_jit(scaled_BV, *rows))
+    np.testing.assert_array_equal(kept_BV, np.asarray(kept_together_jit(scaled_BV, *rows)))
     kept = set(np.flatnonzero(kept_BV[0] & np.isfinite(scaled_V)).tolist())
     check_kept(kept, scaled_V, top_k, float(np.float32(top_p)), float(np.float32(min_p)))
     assert kept_BV[1].all()  # equal tokens stand or fall together
