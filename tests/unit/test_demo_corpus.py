@@ -75,7 +75,9 @@ def test_sums_are_right(sample: list[Document]) -> None:
     operations |= {"*": int.__mul__, "times": int.__mul__}
     found = 0
     for document in sample:
-        for a, sign, b, result in re.findall(r"(\d+) (\+|-|\*|plus|minus|times) (\d+) (?:is|=) (\d+)", document.plain()):
+        for a, sign, b, result in re.findall(
+            r"(\d+) (\+|-|\*|plus|minus|times) (\d+) (?:is|=) (\d+)", document.plain()
+        ):
             assert operations[sign](int(a), int(b)) == int(result)
             found += 1
     assert found > 100
