@@ -16,7 +16,7 @@ from jaxserve.demo import demo_checkpoint
 from jaxserve.engine.messages import AddRequest, EngineInfo, SchedulerStats
 from jaxserve.models.weights import load_params
 from jaxserve.runner.compile_cache import CompileCounter, enable_compile_cache
-from jaxserve.runner.model_runner import ModelRunner, StepFailed
+from jaxserve.runner.model_runner import ModelRunner, StepFailedError
 from jaxserve.runner.resolve import claim_device, describe, resolve
 from jaxserve.schedule.scheduler import Scheduler
 
@@ -103,7 +103,7 @@ class EngineCore:
             return []
         try:
             results = self.runner.collect(self.runner.dispatch(scheduled))
-        except StepFailed as error:
+        except StepFailedError as error:
             self._num_failed_steps += 1
             if self._num_failed_steps >= _MAX_FAILED_STEPS:
                 raise EngineDead(f"{_MAX_FAILED_STEPS} steps in a row failed; the last with: {error}") from error

@@ -21,7 +21,7 @@ from jaxserve.sampling.state import SamplingState
 from jaxserve.schedule.output import ScheduledRow, SchedulerOutput
 
 
-class StepFailed(Exception):
+class StepFailedError(Exception):
     """The device refused a step; the pool may be gone. `ModelRunner.rebuild` makes a new one."""
 
 
@@ -75,7 +75,7 @@ class ModelRunner:
         self._dirty_rows[:] = False
 
     def dispatch(self, scheduled: SchedulerOutput) -> InFlight:
-        """Start one step. Raises StepFailed where the device refuses it."""
+        """Start one step. Raises StepFailedError where the device refuses it."""
         try:
             for start in scheduled.starts:
                 self._load_sampling(self._builder.start_row(start))
@@ -84,10 +84,10 @@ class ModelRunner:
             step = self._builder.build(scheduled)
             return InFlight(scheduled, self._run(step.bucket, step.vector))
         except jax.errors.JaxRuntimeError as error:
-            raise StepFailed(str(error)) from error
+            raise StepFailedError(str(error)) from error
 
     def collect(self, flight: InFlight) -> list[RowResult]:
-        """Wait for a step's tokens. Raises StepFailed where the device failed meanwhile."""
+        """Wait for a step's tokens. Raises StepFailedError where the device failed meanwhile."""
         try:
             host: StepOutput = jax.device_get(self._wanted(flight))
             starts = accumulate((len(row.token_ids) for row in flight.scheduled.rows), initial=0)
@@ -99,7 +99,7 @@ class ModelRunner:
                 if result.token_id is not None:
                     self._count_token(row, result.token_id)
         except jax.errors.JaxRuntimeError as error:
-            raise StepFailed(str(error)) from error
+            raise StepFailedError(str(error)) from error
         return results
 
     def _run(self, bucket: Bucket, vector: np.ndarray) -> StepOutput:

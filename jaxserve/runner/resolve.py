@@ -32,7 +32,7 @@ def claim_device(gpu_memory_utilization: float) -> Device:
     """Start JAX's backend with the wished share of the device's memory and look at the first device."""
     if not 0 < gpu_memory_utilization <= 1:
         raise ConfigError(
-            f"gpu_memory_utilization={gpu_memory_utilization} is outside (0, 1]; 0.92 leaves room for other programs."
+            f"gpu_memory_utilization={gpu_memory_utilization} is outside (0, 1]; 0.92 leaves others some room."
         )
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{gpu_memory_utilization:.3f}")
     device = jax.devices()[0]
@@ -46,15 +46,15 @@ def resolve(args: EngineArgs, model: ModelConfig, path: Path, device: Device) ->
         raise ConfigError(
             f"tensor_parallel_size={args.tensor_parallel_size}: this version runs on one device; leave it at 1."
         )
-    num_seqs = args.max_num_seqs or (64 if device.is_cpu else 256)
-    budget = args.max_num_batched_tokens or max(512 if device.is_cpu else 8192, num_seqs)
-    page_size = args.page_size or (16 if device.is_cpu else 64)
+    num_seqs, budget = _step_limits(args, device)
+    page_size = (16 if device.is_cpu else 64) if args.page_size is None else args.page_size
     for name, value in (("max_num_seqs", num_seqs), ("max_num_batched_tokens", budget), ("page_size", page_size)):
         if value < 1:
             raise ConfigError(f"{name}={value} must be at least 1.")
     if budget < num_seqs:
         raise ConfigError(
-            f"max_num_batched_tokens={budget} is below max_num_seqs={num_seqs}: each running request needs a token a step."
+            f"max_num_batched_tokens={budget} is below max_num_seqs={num_seqs}; "
+            "raise it or lower the other: each running request needs a token a step."
         )
     page_bytes = page_size * kv_bytes_per_token(model)
     pool_bytes = _pool_bytes(args, model, device, num_tokens=budget, num_rows=num_seqs)
@@ -83,6 +83,17 @@ def resolve(args: EngineArgs, model: ModelConfig, path: Path, device: Device) ->
     )
 
 
+def _step_limits(args: EngineArgs, device: Device) -> tuple[int, int]:
+    """(max_num_seqs, max_num_batched_tokens); one that is unset follows the one that is."""
+    num_seqs, budget = args.max_num_seqs, args.max_num_batched_tokens
+    if num_seqs is None:
+        default = 64 if device.is_cpu else 256
+        num_seqs = default if budget is None else min(default, budget)
+    if budget is None:
+        budget = max(512 if device.is_cpu else 8192, num_seqs)
+    return num_seqs, budget
+
+
 def describe(config: EngineConfig) -> str:
     """The pool in one line: tokens, bytes and how many requests of full length it holds."""
     cache, model = config.cache, config.model
@@ -107,7 +118,8 @@ def _pool_bytes(args: EngineArgs, model: ModelConfig, device: Device, *, num_tok
         raise ConfigError(
             f"The model does not fit: {format_bytes(weights)} of weights and {format_bytes(step)} of working memory "
             f"need {format_bytes(needed)}, the engine may use {format_bytes(device.memory_bytes)} "
-            f"(gpu_memory_utilization={args.gpu_memory_utilization}). Lower max_num_batched_tokens or take a larger device."
+            f"(gpu_memory_utilization={args.gpu_memory_utilization}). "
+            "Lower max_num_batched_tokens or take a larger device."
         )
     return left
 
@@ -125,8 +137,9 @@ def _lengths(args: EngineArgs, model: ModelConfig, page_size: int, page_bytes: i
     if length < 1 or num_pages * page_size < length:
         needed = math.ceil(max(length, 1) / page_size) * page_bytes
         raise ConfigError(
-            f"max_model_len={length} does not fit the KV pool of {format_bytes(pool_bytes)} ({num_pages * page_size} tokens). "
-            f"Set max_model_len to at most {max(num_pages * page_size, 0)} or kv_cache_memory_bytes to at least {needed}."
+            f"max_model_len={length} does not fit the KV pool of {format_bytes(pool_bytes)}, "
+            f"{num_pages * page_size} tokens. Set max_model_len to at most {max(num_pages * page_size, 0)} "
+            f"or kv_cache_memory_bytes to at least {needed}."
         )
     if length > longest:
         raise ConfigError(

@@ -20,7 +20,7 @@ MIN_STEPS = 10_000  # scheduler steps of one run of this file
 
 @pytest.fixture(scope="module")
 def drivers(tiny_checkpoint):
-    """roomy: nothing is ever short; tight: 20 pages, so crowds preempt; uncached: no prefix cache; drops: chunks of 3."""
+    """roomy: nothing is short; tight: 20 pages, so crowds preempt; uncached: no prefix cache; drops: chunks of 3."""
     limits = dict(max_model_len=64)
     return {
         "roomy": Driver(make_engine(tiny_checkpoint, **limits, kv_cache_memory_bytes=1 << 20)),
@@ -174,9 +174,12 @@ def test_many_random_steps_leak_nothing_and_change_nothing(drivers, judge):
         for i in range(12):
             prompt = stem[: int(rng.integers(0, 24))] + rng.integers(5, VOCAB, int(rng.integers(1, 16))).tolist()
             params = SamplingParams(
-                temperature=float(rng.choice([0.0, 0.9])), seed=int(rng.integers(2**62)), max_tokens=int(rng.integers(1, 24)),
-                top_k=int(rng.choice([0, 8])), ignore_eos=bool(rng.integers(2)),
-            )  # fmt: skip
+                temperature=float(rng.choice([0.0, 0.9])),
+                seed=int(rng.integers(2**62)),
+                max_tokens=int(rng.integers(1, 24)),
+                top_k=int(rng.choice([0, 8])),
+                ignore_eos=bool(rng.integers(2)),
+            )
             arrives = int(rng.integers(0, 30))
             wishes.append(Wish(prompt, params, arrives, arrives + 3 if i % 6 == 5 else None))
         check_crowd(drivers, judge, wishes, places[round_ % 4])

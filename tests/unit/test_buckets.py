@@ -7,7 +7,9 @@ from jaxserve.batch.buckets import Bucket, make_grid
 from jaxserve.batch.step_batch import PackedStep, unpack
 
 
-@pytest.mark.parametrize(("max_num_seqs", "budget"), [(1, 16), (4, 8), (7, 33), (64, 64), (64, 512), (256, 8192), (100, 64)])
+@pytest.mark.parametrize(
+    ("max_num_seqs", "budget"), [(1, 16), (4, 8), (7, 33), (64, 64), (64, 512), (256, 8192), (100, 64)]
+)
 def test_every_possible_step_has_a_bucket(max_num_seqs, budget):
     grid = make_grid(max_num_seqs, budget)
     for rows in range(1, min(max_num_seqs, budget) + 1):

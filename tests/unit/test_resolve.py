@@ -1,0 +1,99 @@
+"""Every "auto" becomes a number that fits; what does not fit is refused with a value that would."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from jaxserve.core.config import EngineArgs, ModelConfig
+from jaxserve.core.errors import ConfigError
+from jaxserve.runner.memory import format_bytes, kv_bytes_per_token, num_parameters
+from jaxserve.runner.resolve import Device, claim_device, describe, resolve
+
+LLAMA_8B = ModelConfig(
+    architecture="LlamaForCausalLM",
+    vocab_size=128256,
+    hidden_size=4096,
+    num_layers=32,
+    num_heads=32,
+    num_kv_heads=8,
+    head_dim=128,
+    intermediate_size=14336,
+    max_position_embeddings=131072,
+    sliding_windows=(None,) * 32,
+)
+CPU = Device("cpu", "cpu", None)
+H200 = Device("gpu", "NVIDIA H200", 139 << 30)
+
+
+def resolved(device=CPU, model=LLAMA_8B, **args):
+    return resolve(EngineArgs(**args), model, Path("/checkpoint"), device)
+
+
+def test_known_sizes():
+    assert num_parameters(LLAMA_8B) == 8_030_261_248
+    assert kv_bytes_per_token(LLAMA_8B) == 131_072
+
+
+def test_a_gpu_is_filled_and_a_cpu_is_not():
+    gpu, cpu = resolved(H200), resolved(CPU)
+    pool_bytes = gpu.cache.num_pages * gpu.cache.page_size * 131_072
+    assert 100 << 30 < pool_bytes < (139 << 30) - 2 * num_parameters(LLAMA_8B)
+    assert gpu.scheduler.max_model_len == 131072
+    assert (gpu.cache.page_size, gpu.scheduler.max_num_seqs, gpu.scheduler.max_num_batched_tokens) == (64, 256, 8192)
+    assert cpu.cache.num_pages * cpu.cache.page_size == cpu.scheduler.max_model_len == 8192  # 1 GiB of 128 KiB tokens
+    assert "8,192 tokens in 512 pages of 16, 1 GiB, room for 1.0 requests" in describe(cpu)
+
+
+def test_a_small_model_takes_no_more_than_its_requests_can_use():
+    small = replace(LLAMA_8B, max_position_embeddings=128, num_layers=2)
+    config = resolved(CPU, small, max_num_seqs=4)
+    assert config.cache.num_pages * config.cache.page_size == 4 * 128
+
+
+def test_an_unset_limit_follows_the_set_one():
+    assert resolved(max_num_batched_tokens=32).scheduler.max_num_seqs == 32
+    assert resolved(max_num_seqs=2048).scheduler.max_num_batched_tokens == 2048
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (
+            dict(max_model_len=9000),
+            r"max_model_len=9000 .*at most 8192 or kv_cache_memory_bytes to at least 1180696576",
+        ),
+        (dict(max_model_len=200_000, kv_cache_memory_bytes=1 << 40), "above the 131072 positions"),
+        (dict(max_model_len="long"), "must be a number of tokens or 'auto'"),
+        (dict(max_model_len=0), "max_model_len=0"),
+        (dict(kv_cache_memory_bytes=1000), "does not fit the KV pool of 1000 B"),
+        (dict(max_num_seqs=0), "max_num_seqs=0 must be at least 1"),
+        (dict(page_size=0), "page_size=0"),
+        (dict(max_num_seqs=64, max_num_batched_tokens=32), "max_num_batched_tokens=32 is below max_num_seqs=64"),
+        (dict(tensor_parallel_size=2), "tensor_parallel_size=2"),
+    ],
+)
+def test_what_does_not_fit_is_named(args, message):
+    with pytest.raises(ConfigError, match=message):
+        resolved(**args)
+
+
+def test_a_model_too_large_for_the_gpu():
+    with pytest.raises(ConfigError, match=r"does not fit: 14\.96 GiB of weights .*may use 8 GiB"):
+        resolved(Device("gpu", "small", 8 << 30))
+
+
+def test_a_share_of_memory_must_be_a_share():
+    with pytest.raises(ConfigError, match="outside"):
+        claim_device(1.5)
+    assert claim_device(0.5).is_cpu
+
+
+def test_bytes_for_people():
+    assert [format_bytes(n) for n in (0, 1000, 1 << 20, 3 << 29, 1 << 45)] == [
+        "0 B",
+        "1000 B",
+        "1 MiB",
+        "1.5 GiB",
+        "32 TiB",
+    ]
