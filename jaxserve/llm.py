@@ -5,7 +5,7 @@ import logging
 import signal
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -124,7 +124,7 @@ class LLM:
         sampling_params: Params = None,
         *,
         add_special_tokens: bool = True,
-    ) -> Iterator[RequestOutput]:
+    ) -> Generator[RequestOutput]:
         """Outputs as the tokens come, those of several prompts as they happen to come.
 
         request_id is the prompt's index in the list. Each output holds everything so far, or only what is
@@ -174,7 +174,6 @@ class LLM:
     def shutdown(self) -> None:
         """Free the model, the cache and the device's memory. Twice does nothing; `del` does the same."""
         self._finalizer()
-        self._pending.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -218,7 +217,7 @@ class LLM:
                 bar.update()
         return [outputs[str(index)] for index in range(len(prepared))]
 
-    def _stream(self, prepared: list[_Prepared]) -> Iterator[RequestOutput]:
+    def _stream(self, prepared: list[_Prepared]) -> Generator[RequestOutput]:
         running: dict[str, str] = {}  # request id to the index its outputs carry
         try:
             for index, request in enumerate(prepared):
@@ -252,8 +251,7 @@ class LLM:
         try:
             message = _uninterrupted(self._client.receive)
         except EngineDead:
-            self._outputs = OutputProcessor(self._tokenizer)
-            self._pending.clear()
+            self._outputs = OutputProcessor(self._tokenizer)  # nobody is left to answer or to be told of aborts
             raise
         if isinstance(message, CallResult):
             self._answers[message.call_id] = message

