@@ -1,7 +1,7 @@
 """A published vLLM program, with nothing but its import lines changed (and the request ids it leaves to the reader).
 
-    python examples/article_server.py                          the bundled demo model
-    python examples/article_server.py CHECKPOINT [PROMPT]      your own
+python examples/article_server.py                          the bundled demo model
+python examples/article_server.py CHECKPOINT [PROMPT]      your own
 """
 
 import asyncio
