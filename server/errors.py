@@ -1,7 +1,7 @@
 """One shape for every error: `{"error": {"message", "type", "param", "code"}}`, and nothing of our insides in it."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -101,7 +101,13 @@ def _phrase(status: int) -> str:
         return "error"
 
 
-async def send_error(send: Send, error: ApiError, *, close: bool = False) -> None:
+async def send_error(
+    send: Send,
+    error: ApiError,
+    *,
+    close: bool = False,
+    before_close: Callable[[], Awaitable[None]] | None = None,
+) -> None:
     """Answer from outside the application, where there is no request object yet."""
     body = error.encoded()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
@@ -109,7 +115,10 @@ async def send_error(send: Send, error: ApiError, *, close: bool = False) -> Non
     if close:
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    await send({"type": "http.response.body", "body": body, "more_body": before_close is not None})
+    if before_close is not None:
+        await before_close()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def _answer(request: Request, error: Exception) -> Response:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Callable
 from types import FrameType
@@ -33,7 +34,6 @@ class Server(uvicorn.Server):
         self._engine_args = engine_args
         self._say = say
         self._engine: AsyncEngine | None = None
-        self._starting: asyncio.Task[None] | None = None
         self._drain_until_s: float | None = None
         self._exit_at_s: float | None = None
         self._got_signal = False
@@ -41,20 +41,34 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
         """Listen (a port in use ends the process before a model is loaded), then start the engine beside it."""
         await super().startup(sockets)  # type: ignore[arg-type]
-        self._starting = asyncio.create_task(self._start_engine())
+        # A daemon thread: a signal while the model loads must not wait for it.
+        start = threading.Thread(target=self._start_engine, args=(asyncio.get_running_loop(),), daemon=True)
+        start.start()
 
-    async def _start_engine(self) -> None:
+    def _start_engine(self, loop: asyncio.AbstractEventLoop) -> None:
+        """In a thread: start, and hand the engine, or why there is none, to the event loop."""
         try:
-            engine = await asyncio.to_thread(AsyncEngine.from_engine_args, self._engine_args, self._say)
-            self._engine = engine
-            self._context.set_engine(engine)
-            await engine.check_health()
+            outcome = AsyncEngine.from_engine_args(self._engine_args, self._say)
+        except JaxserveError as error:
+            outcome = error
+        except Exception as error:
+            if self._got_signal:  # the process is ending under this thread's feet
+                return
+            _log.exception("the engine could not be started")
+            outcome = JaxserveError(f"an unexpected {type(error).__name__}; the log has the details")
+        if not loop.is_closed():
+            asyncio.run_coroutine_threadsafe(self._take_engine(outcome), loop)
+
+    async def _take_engine(self, outcome: AsyncEngine | JaxserveError) -> None:
+        if isinstance(outcome, JaxserveError):
+            self._fail_start(f"jaxserve cannot start: {outcome}")
+            return
+        self._engine = outcome
+        try:
+            self._context.set_engine(outcome)
+            await outcome.check_health()  # from here on the engine is heard by this event loop
         except JaxserveError as error:
             self._fail_start(f"jaxserve cannot start: {error}")
-            return
-        except Exception:
-            _log.exception("the engine could not be started")
-            self._fail_start("jaxserve cannot start: an unexpected error, shown above")
             return
         self._say(f"ready: {self._context.model} at {self._address()}")
 
@@ -79,6 +93,8 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: look at the engine and at the clock."""
+        if self.force_exit:
+            self._context.stop_requests()
         if await super().on_tick(counter):
             return True
         now_s = time.monotonic()

@@ -1,6 +1,7 @@
 """What a client may send: checked on the raw request, before the application reads or parses it."""
 
 import asyncio
+import contextlib
 import re
 from collections.abc import Collection
 
@@ -14,6 +15,8 @@ _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]', re.DOTALL)
 _OPENING = (b"[", b"{")
 _MISSING = "<none>"
+_LINGER_S = 1.0
+_LINGER_BYTES = 64 * 2**20
 
 
 def json_depth_exceeds(body: bytes, limit: int) -> bool:
@@ -64,7 +67,7 @@ class LimitsMiddleware:
             self._check_host(scope["headers"])
             body = await self._read_body(scope["headers"], receive)
         except ApiError as error:
-            await send_error(send, error, close=True)
+            await send_error(send, error, close=True, before_close=lambda: _discard(receive))
             return
         if body is not None:
             await self._app(scope, _replay(body, receive), send)
@@ -79,12 +82,12 @@ class LimitsMiddleware:
         """On loopback, a web page that resolves its own name to 127.0.0.1 must not become a client."""
         if self._hosts is None or "*" in self._hosts:
             return
-        given = {name: value.decode("latin-1") for name, value in headers if name in (b"host", b"origin")}
-        names = {"Host": host_name(given.get(b"host", _MISSING))}
-        origin = given.get(b"origin")
-        if origin is not None and origin not in (self._args.allowed_origins or ()):
-            names["Origin"] = host_name(origin.partition("://")[2])
-        for header, name in names.items():
+        hosts = [value.decode("latin-1") for name, value in headers if name == b"host"] or [_MISSING]
+        origins = [value.decode("latin-1") for name, value in headers if name == b"origin"]
+        allowed_origins = self._args.allowed_origins or ()
+        names = [("Host", host_name(host)) for host in hosts]
+        names += [("Origin", host_name(one.partition("://")[2])) for one in origins if one not in allowed_origins]
+        for header, name in names:
             if name not in _LOOPBACK_NAMES and name not in self._hosts:
                 message = f"this server listens on loopback and refuses a foreign {header}; see --allowed-hosts"
                 raise ApiError(403, message, code="foreign_host")
@@ -112,6 +115,18 @@ class LimitsMiddleware:
                         return b"".join(parts)
         except TimeoutError:
             raise ApiError(408, f"the body did not arrive within {self._args.body_timeout:g} s") from None
+
+
+async def _discard(receive: Receive) -> None:
+    """Take what the client is still sending: closing at once could cost it the answer."""
+    num_bytes = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_LINGER_S):
+            while num_bytes < _LINGER_BYTES:
+                message = await receive()
+                num_bytes += len(message.get("body", b""))
+                if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                    return
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

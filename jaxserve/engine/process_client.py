@@ -9,6 +9,7 @@ import site
 import subprocess
 import sys
 import tempfile
+import threading
 import weakref
 from pathlib import Path
 
@@ -49,6 +50,8 @@ class _Child:
 
     def __init__(self, args: EngineArgs) -> None:
         self.directory = private_dir()
+        self._end_lock = threading.Lock()
+        self._is_ended = False
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.socket = self.context.socket(zmq.PAIR)
         self.socket.set_hwm(0)
@@ -71,7 +74,16 @@ class _Child:
             self.process.stdin.flush()
 
     def end(self, timeout_s: float) -> None:
-        """Let it leave by itself for timeout_s, then kill it; wait for it, so that no zombie stays."""
+        """Let it leave by itself for timeout_s, then kill it; wait for it, so that no zombie stays.
+
+        A process that exits while another thread still waits for the start ends the child from both.
+        """
+        with self._end_lock:
+            if not self._is_ended:
+                self._is_ended = True
+                self._end(timeout_s)
+
+    def _end(self, timeout_s: float) -> None:
         if timeout_s > 0:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(timeout_s)

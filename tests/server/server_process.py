@@ -39,6 +39,7 @@ class ServerProcess:
         )
         self.lines: list[str] = []
         self.url = ""
+        self._http = httpx.Client(timeout=30)
         self._ready = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -75,7 +76,7 @@ class ServerProcess:
         return metric(self.metrics(), "jaxserve:kv_pages_used")
 
     def metrics(self) -> str:
-        return httpx.get(f"{self.url}/metrics").raise_for_status().text
+        return self._http.get(f"{self.url}/metrics").raise_for_status().text
 
     def wait_idle(self, timeout_s: float = 1.0) -> float:
         """Seconds until no page is held and nothing runs; fails after timeout_s."""
@@ -91,6 +92,7 @@ class ServerProcess:
             time.sleep(0.02)
 
     def stop(self) -> None:
+        self._http.close()
         if self.process.poll() is None:
             self.process.terminate()
             try:

@@ -86,3 +86,35 @@ def test_timeout_ends_what_still_runs_with_an_error_event(start_server: Callable
     engine.resume()
     assert '"code":"shutting_down"' in stream.lines[-1]
     assert server.process.wait(15) == 0
+
+
+def test_signal_while_the_engine_starts_ends_both(engine_args: dict[str, Any]) -> None:
+    server = ServerProcess(engine_args | {"compilation_cache_dir": "off"})
+    try:
+        parent = psutil.Process(server.process.pid)
+        deadline_s = time.monotonic() + 60
+        while not parent.children():
+            assert time.monotonic() < deadline_s
+            time.sleep(0.05)
+        engine = parent.children()[0]
+        server.process.terminate()
+        assert server.process.wait(10) == 0
+        assert not engine.is_running()
+    finally:
+        server.stop()
+    assert "Traceback" not in server.log
+
+
+def test_what_cannot_start_says_why_in_one_line(server: ServerProcess, engine_args: dict[str, Any]) -> None:
+    cases = [
+        (engine_args | {"model": "/nonexistent/model"}, {}, 2, "/nonexistent/model"),
+        (engine_args, {"port": server.port}, 1, "address already in use"),
+    ]
+    for engine, args, code, reason in cases:
+        failed = ServerProcess(engine, args)
+        try:
+            assert failed.process.wait(60) == code
+        finally:
+            failed.stop()
+        assert reason in failed.log
+        assert "Traceback" not in failed.log
