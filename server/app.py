@@ -1,13 +1,13 @@
 """The application: routes inside, guards around them; and the process that serves it."""
 
 import sys
-from importlib.metadata import version
 from typing import Any
 
 import uvicorn
 from fastapi import APIRouter, FastAPI, Request, Response
 from starlette.middleware.cors import CORSMiddleware
 
+from jaxserve import __version__
 from jaxserve.core.config import EngineArgs
 from jaxserve.engine.async_engine import AsyncEngine
 from server import ops, tokens
@@ -42,7 +42,7 @@ def build_app(context: ServerContext) -> FastAPI:
     args = context.args
     app = FastAPI(
         title="jaxserve",
-        version=version("jaxserve"),
+        version=__version__,
         root_path=args.root_path,
         docs_url=None,  # these pages load scripts from elsewhere
         redoc_url=None,

@@ -1,10 +1,10 @@
 """What operators and their tools ask: health, readiness, version, models, metrics."""
 
-from importlib.metadata import version
 from typing import Any
 
 from fastapi import APIRouter, Response
 
+from jaxserve import __version__
 from jaxserve.core.errors import JaxserveError
 from jaxserve.engine.messages import EngineInfo, SchedulerStats
 from server.context import ServerContext
@@ -37,7 +37,7 @@ def router(context: ServerContext) -> APIRouter:
         return Response(status_code=200)
 
     async def show_version() -> dict[str, str]:
-        return {"version": version("jaxserve")}
+        return {"version": __version__}
 
     async def models() -> dict[str, Any]:
         return {"object": "list", "data": [_card(context)]}

@@ -5,8 +5,6 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import jax
-
 from jaxserve.core.checkpoint import load_model_config, resolve_model_path
 from jaxserve.core.config import EngineArgs, EngineConfig
 from jaxserve.core.errors import EngineDead, JaxserveError, QueueFull
@@ -16,6 +14,7 @@ from jaxserve.demo import demo_checkpoint
 from jaxserve.engine.messages import AddRequest, EngineInfo, SchedulerStats
 from jaxserve.models.weights import load_params
 from jaxserve.runner.compile_cache import CompileCounter, enable_compile_cache
+from jaxserve.runner.memory import memory_in_use
 from jaxserve.runner.model_runner import ModelRunner, StepFailedError
 from jaxserve.runner.resolve import claim_device, describe, resolve
 from jaxserve.schedule.scheduler import Scheduler
@@ -118,15 +117,15 @@ class EngineCore:
 
     def stats(self) -> SchedulerStats:
         """Gauges of now and counters since the start."""
-        memory = jax.local_devices()[0].memory_stats() or {}
+        used_bytes, total_bytes = memory_in_use()
         return SchedulerStats(
             **self.scheduler.stats(),
             num_steps=self._num_steps,
             num_step_tokens=self._num_step_tokens,
             num_compilations_after_warmup=self._compiles.count - self._compiles_at_start,
             num_corrupted_requests=self._num_corrupted,
-            device_memory_used_bytes=memory.get("bytes_in_use", 0),
-            device_memory_total_bytes=memory.get("bytes_limit", 0),
+            device_memory_used_bytes=used_bytes,
+            device_memory_total_bytes=total_bytes,
         )
 
     def call(self, method: str, args: list[Any]) -> Any:

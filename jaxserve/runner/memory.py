@@ -1,5 +1,9 @@
 """How much memory a model, its pool and a step need: shapes in, bytes out."""
 
+import os
+from pathlib import Path
+
+import jax
 import numpy as np
 
 from jaxserve.core.config import ModelConfig
@@ -37,6 +41,18 @@ def step_bytes(model: ModelConfig, *, num_tokens: int, num_rows: int) -> int:
     attention = num_tokens * model.num_heads * model.head_dim * 4 * 3
     logits = max(num_rows, 64) * model.vocab_size * 4 * 3
     return activations + attention + logits + num_rows * model.vocab_size * 9
+
+
+def memory_in_use() -> tuple[int, int]:
+    """(used, total) bytes of the first device; on a CPU, where JAX keeps no count, of this process and the machine."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats is not None:
+        return stats["bytes_in_use"], stats["bytes_limit"]
+    try:
+        resident_pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return resident_pages * os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):  # not Linux: unknown, which the metrics show as 0
+        return 0, 0
 
 
 def format_bytes(num_bytes: float) -> str:
