@@ -20,7 +20,7 @@ from server.connection import guarded_protocol
 from server.context import DEMO_NAME, ServerContext, served_names
 from server.errors import documented, install_handlers
 from server.gate import GateMiddleware, MeasureMiddleware
-from server.lifecycle import Say, Server
+from server.lifecycle import EXIT_CANNOT_START, Say, Server
 from server.limits import LimitsMiddleware, is_loopback
 from server.protocol import ChatBody, CompletionBody
 from server.reading import body_schema, read_body
@@ -117,6 +117,8 @@ def serve(engine_args: EngineArgs, args: ServerArgs | None = None, say: Say | No
     server = Server(config, context, engine_args, say or _to_stderr)
     try:
         server.run()
+    except SystemExit:  # uvicorn could not listen, and has said why
+        return EXIT_CANNOT_START
     finally:
         server.close()
     return server.exit_code
