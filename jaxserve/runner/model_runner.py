@@ -110,9 +110,7 @@ class ModelRunner:
         """Only what somebody asked for crosses to the host: the rest is replaced by None."""
         output, rows = flight.output, flight.scheduled.rows
         if all(row.num_prompt_logprobs is None for row in rows):
-            output = dataclasses.replace(
-                output, prompt_logprob_T=None, prompt_rank_T=None, prompt_top_ids_TK=None, prompt_top_logprobs_TK=None
-            )
+            output = dataclasses.replace(output, prompt=None)
         if all(self._builder.row(row.row).start.params.logprobs is None for row in rows):
             slim = dataclasses.replace(
                 output.sampled, logprob_B=None, rank_B=None, top_ids_BK=None, top_logprobs_BK=None
@@ -141,9 +139,9 @@ class ModelRunner:
         return [
             _entry(
                 token_id,
-                host.prompt_logprob_T[first + i],
-                host.prompt_rank_T[first + i],
-                (host.prompt_top_ids_TK[first + i], host.prompt_top_logprobs_TK[first + i]),
+                host.prompt.logprob_T[first + i],
+                host.prompt.rank_T[first + i],
+                (host.prompt.top_ids_TK[first + i], host.prompt.top_logprobs_TK[first + i]),
                 row.num_prompt_logprobs,
             )
             for i, token_id in enumerate(following)
@@ -174,10 +172,12 @@ class ModelRunner:
 
     def _load_table(self, row: ScheduledRow) -> None:
         """The whole page-table line of a row that starts with many pages at once."""
-        columns = np.zeros(self._state.page_table_RM.shape[1], np.int32)
+        columns = np.zeros(self._state.paged.page_table_RM.shape[1], np.int32)
         columns[: len(row.page_ids)] = row.page_ids
-        table = self._row_programs.load_table(self._state.page_table_RM, np.int32(row.row), columns)
-        self._state = dataclasses.replace(self._state, page_table_RM=table)
+        table = self._row_programs.load_table(self._state.paged.page_table_RM, np.int32(row.row), columns)
+        self._state = dataclasses.replace(
+            self._state, paged=dataclasses.replace(self._state.paged, page_table_RM=table)
+        )
         self._builder.row(row.row).page_ids = row.page_ids
 
 

@@ -23,63 +23,104 @@ _LOGPROB_TILE = 64  # prompt positions whose [tile, V] logits exist at once
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, slots=True)
-class DeviceState:
-    """What lives on the device between steps, donated to each: one line a running request.
+class PagedState:
+    """Where keys and values live: one pool a layer, and the pages of each running row.
 
     page_table_RM: R = max_num_seqs lines of M = max_model_len / page_size page ids.
     """
 
     pools: list[Float[Array, "P 2 K Z H"]]
     page_table_RM: Int[Array, "R M"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, slots=True)
+class DeviceState:
+    """What lives on the device between steps, donated to each."""
+
+    paged: PagedState
     sampling: SamplingState
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, slots=True)
+class PromptLogprobs:
+    """Per token of the step, what the model thought of `next_ids_T`; see `token_logprobs`."""
+
+    logprob_T: Float[Array, " T"]
+    rank_T: Int[Array, " T"]
+    top_ids_TK: Int[Array, "T K"]
+    top_logprobs_TK: Float[Array, "T K"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """The model's half of a step: logits of each row's last token, and how the rows want to be sampled."""
+
+    logits_BV: Float[Array, "B V"]
+    sampling: SamplingBatch
+    prompt: PromptLogprobs
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, slots=True)
 class StepOutput:
-    """sampled: per row; prompt_*: per token of the step, what the model thought of `next_ids_T`."""
+    """A step's result. A host copy holds None where nobody asked."""
 
     sampled: Sampled
-    prompt_logprob_T: Float[Array, " T"]
-    prompt_rank_T: Int[Array, " T"]
-    prompt_top_ids_TK: Int[Array, "T K"]
-    prompt_top_logprobs_TK: Float[Array, "T K"]
+    prompt: PromptLogprobs
 
 
+ForwardFunction = Callable[[list[Array], PagedState, Array], tuple[Forward, PagedState]]
+SampleFunction = Callable[[Array, SamplingBatch, SamplingState], tuple[Sampled, SamplingState]]
 StepFunction = Callable[[list[Array], DeviceState, Array], tuple[StepOutput, DeviceState]]
 
 
 def make_state(config: ModelConfig, *, num_pages: int, page_size: int, num_rows: int, num_columns: int) -> DeviceState:
     """Zeroed pools and empty rows."""
     shape = (num_pages, 2, config.num_kv_heads, page_size, config.head_dim)
-    return DeviceState(
-        pools=[jnp.zeros(shape, config.dtype) for _ in range(config.num_layers)],
-        page_table_RM=jnp.zeros((num_rows, num_columns), jnp.int32),
-        sampling=empty_state(num_rows, config.vocab_size),
-    )
+    pools = [jnp.zeros(shape, config.dtype) for _ in range(config.num_layers)]
+    paged = PagedState(pools, jnp.zeros((num_rows, num_columns), jnp.int32))
+    return DeviceState(paged, empty_state(num_rows, config.vocab_size))
 
 
-def make_step(
+def make_forward(
     config: ModelConfig, loaded: LoadedModel, bucket: Bucket, page_size: int, num_logprobs: int
-) -> StepFunction:
-    """The step function of one bucket: (weight leaves, state, packed vector) -> (StepOutput, state).
+) -> ForwardFunction:
+    """The model's half of a bucket's step: (weight leaves, paged state, packed vector) -> (Forward, paged state).
 
-    num_logprobs: K, log probabilities returned a token where a row asks for any.
+    num_logprobs: K, log probabilities returned a prompt token where a row asks for any.
     """
 
-    def step(leaves: list[Array], state: DeviceState, packed: Array) -> tuple[StepOutput, DeviceState]:
+    def forward(leaves: list[Array], paged: PagedState, packed: Array) -> tuple[Forward, PagedState]:
         batch = unpack(packed, bucket, page_size)
-        page_table_RM = state.page_table_RM.at[batch.update_rows_U, batch.update_columns_U].set(
+        page_table_RM = paged.page_table_RM.at[batch.update_rows_U, batch.update_columns_U].set(
             batch.update_pages_U, mode="drop"
         )
         page_table_BM = page_table_RM.at[batch.state_rows_B].get(mode="fill", fill_value=0)
-        attend = PagedAttention(config, state.pools, batch, page_table_BM)
+        attend = PagedAttention(config, paged.pools, batch, page_table_BM)
         model = loaded.merge(leaves)
         hidden_TD = model(batch.token_ids_T, batch.positions_T, batch.rope_lens_T, attend)
         logits_BV = model.logits(hidden_TD[batch.last_tokens_B])
-        sampled, sampling = sample(logits_BV, _sampling_batch(batch), state.sampling, num_logprobs)
         prompt = _prompt_logprobs(model.logits, hidden_TD, batch, num_logprobs)
-        return StepOutput(sampled, *prompt), DeviceState(attend.pools, page_table_RM, sampling)
+        return Forward(logits_BV, _sampling_batch(batch), prompt), PagedState(attend.pools, page_table_RM)
+
+    return forward
+
+
+def make_sample(num_logprobs: int) -> SampleFunction:
+    """The sampler's half of a step. It knows rows and vocabulary only, not the model or the tokens of the bucket."""
+    return lambda logits_BV, batch, state: sample(logits_BV, batch, state, num_logprobs)
+
+
+def join(forward: ForwardFunction, sample: SampleFunction) -> StepFunction:
+    """One step from its halves: inside one program, or over two compiled ones that run back to back."""
+
+    def step(leaves: list[Array], state: DeviceState, packed: Array) -> tuple[StepOutput, DeviceState]:
+        forwarded, paged = forward(leaves, state.paged, packed)
+        sampled, sampling = sample(forwarded.logits_BV, forwarded.sampling, state.sampling)
+        return StepOutput(sampled, forwarded.prompt), DeviceState(paged, sampling)
 
     return step
 
@@ -107,7 +148,7 @@ def _sampling_batch(batch: StepBatch) -> SamplingBatch:
 
 def _prompt_logprobs(
     logits: Callable[[Array], Array], hidden_TD: Array, batch: StepBatch, num_logprobs: int
-) -> tuple[Array, Array, Array, Array]:
+) -> PromptLogprobs:
     """Log probabilities of each token's known successor, a tile of positions at a time, or zeros if nobody asked."""
     num_tokens, width = hidden_TD.shape
     tile = min(_LOGPROB_TILE, num_tokens)
@@ -121,4 +162,4 @@ def _prompt_logprobs(
 
     shapes = jax.eval_shape(compute)
     outputs = lax.cond(batch.use_prompt_logprobs, compute, lambda: tuple(jnp.zeros(s.shape, s.dtype) for s in shapes))
-    return outputs[0], outputs[1], outputs[2], outputs[3]
+    return PromptLogprobs(*outputs)

@@ -15,7 +15,15 @@ from jaxserve.batch.buckets import Bucket, BucketGrid
 from jaxserve.batch.step_batch import packed_size
 from jaxserve.core.config import EngineConfig
 from jaxserve.models.weights import LoadedModel
-from jaxserve.runner.step import DeviceState, make_step
+from jaxserve.runner.step import (
+    DeviceState,
+    ForwardFunction,
+    SampleFunction,
+    StepFunction,
+    join,
+    make_forward,
+    make_sample,
+)
 from jaxserve.sampling.state import load_bias, load_row
 
 _COMPILER_STACK_BYTES = 64 << 20  # XLA recurses deeply over an unrolled model
@@ -37,46 +45,73 @@ def compile_steps(
     grid: BucketGrid,
     num_logprobs: int,
     progress: Callable[[str], None],
-) -> dict[Bucket, Callable[..., Any]]:
-    """One executable a bucket, compiled in as many threads as there are cores; a progress line each.
+) -> dict[Bucket, StepFunction]:
+    """The step of every bucket, compiled in as many threads as there are cores; a progress line each.
 
+    On a CPU a step is two programs, model and sampler: the sampler is then compiled once a number of
+    rows instead of once a bucket. Elsewhere it is one, so that a step is one launch.
     state_spec: the device state's shapes and dtypes (jax.ShapeDtypeStruct leaves).
     """
-    leaves_spec = _specs(loaded.leaves)
-    page_size = config.cache.page_size
-    done = 0
-    lock = threading.Lock()
+    leaves_spec, page_size = _specs(loaded.leaves), config.cache.page_size
+    sample = make_sample(num_logprobs)
 
-    def compile_one(bucket: Bucket) -> Callable[..., Any]:
-        nonlocal done
-        step = jax.jit(make_step(config.model, loaded, bucket, page_size, num_logprobs), donate_argnums=(1,))
-        packed = jax.ShapeDtypeStruct((packed_size(bucket, page_size),), jnp.int32)
-        compiled = step.lower(leaves_spec, state_spec, packed).compile()
+    def compile_forward(bucket: Bucket) -> ForwardFunction:
+        forward = make_forward(config.model, loaded, bucket, page_size, num_logprobs)
+        return jax.jit(forward, donate_argnums=1).lower(leaves_spec, state_spec.paged, _packed_spec(bucket)).compile()
+
+    def compile_sample(bucket: Bucket) -> SampleFunction:
+        forward = make_forward(config.model, loaded, bucket, page_size, num_logprobs)
+        spec, _ = jax.eval_shape(forward, leaves_spec, state_spec.paged, _packed_spec(bucket))
+        return jax.jit(sample, donate_argnums=2).lower(spec.logits_BV, spec.sampling, state_spec.sampling).compile()
+
+    def compile_whole(bucket: Bucket) -> StepFunction:
+        step = join(make_forward(config.model, loaded, bucket, page_size, num_logprobs), sample)
+        return jax.jit(step, donate_argnums=1).lower(leaves_spec, state_spec, _packed_spec(bucket)).compile()
+
+    def _packed_spec(bucket: Bucket) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((packed_size(bucket, page_size),), jnp.int32)
+
+    # The largest first: they take longest, and running out of memory shows at once.
+    buckets = list(reversed(grid.all))
+    if jax.default_backend() != "cpu":
+        return dict(zip(buckets, _in_threads(compile_whole, buckets, progress), strict=True))
+    one_of_each = list({bucket.num_rows: bucket for bucket in buckets}.values())  # the fewest tokens: traced fastest
+    jobs = [(compile_forward, bucket) for bucket in buckets] + [(compile_sample, bucket) for bucket in one_of_each]
+    done = _in_threads(lambda job: job[0](job[1]), jobs, progress)
+    samples = {bucket.num_rows: program for bucket, program in zip(one_of_each, done[len(buckets) :], strict=True)}
+    return {bucket: join(forward, samples[bucket.num_rows]) for bucket, forward in zip(buckets, done, strict=False)}
+
+
+def _in_threads(work: Callable[[Any], Any], jobs: list[Any], progress: Callable[[str], None]) -> list[Any]:
+    """work of each job, in order, done by a thread a core; a progress line as each ends."""
+    num_done, lock = 0, threading.Lock()
+
+    def do(job: Any) -> Any:
+        nonlocal num_done
+        result = work(job)
         with lock:
-            done += 1
-            progress(f"compiled {done}/{len(grid.all)} steps ({bucket.num_tokens} tokens, {bucket.num_rows} rows)")
-        return compiled
+            num_done += 1
+            progress(f"compiled {num_done}/{len(jobs)} programs")
+        return result
 
     previous = threading.stack_size(_COMPILER_STACK_BYTES)
     try:
         with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-            # The largest first: they take longest, and running out of memory shows at once.
-            executables = list(pool.map(compile_one, reversed(grid.all)))
+            return list(pool.map(do, jobs))
     finally:
         threading.stack_size(previous)
-    return dict(zip(reversed(grid.all), executables, strict=True))
 
 
 def compile_row_programs(state_spec: DeviceState) -> RowPrograms:
     vocab_size = state_spec.sampling.bias_RV.shape[1]
     row = jax.ShapeDtypeStruct((), jnp.int32)
     bias, counts, mask = (jax.ShapeDtypeStruct((vocab_size,), dtype) for dtype in (jnp.float32, jnp.int32, jnp.bool_))
-    columns = jax.ShapeDtypeStruct((state_spec.page_table_RM.shape[1],), jnp.int32)
+    columns = jax.ShapeDtypeStruct((state_spec.paged.page_table_RM.shape[1],), jnp.int32)
     sampling = state_spec.sampling
     return RowPrograms(
         load_row=jax.jit(load_row, donate_argnums=0).lower(sampling, row, bias, counts, mask).compile(),
         load_bias=jax.jit(load_bias, donate_argnums=0).lower(sampling, row, bias).compile(),
-        load_table=jax.jit(_load_table, donate_argnums=0).lower(state_spec.page_table_RM, row, columns).compile(),
+        load_table=jax.jit(_load_table, donate_argnums=0).lower(state_spec.paged.page_table_RM, row, columns).compile(),
     )
 
 
