@@ -29,6 +29,7 @@ from jaxserve.bench import record
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 OURS = "jaxserve"
+BUILD = re.compile(r"-\d+-[0-9a-f]{7,}\S*")  # a version's build number, commit and branch
 FOLDER = re.compile(r"/\S*/")  # records say nothing about where things lay on the machine
 CASES = {
     "decode1": ["--workload", "decode1", "--prompt-len", "128", "--gen-len", "64"],
@@ -155,7 +156,7 @@ def records_of(case: str, dtype: str, rounds: list[dict[str, Run]], failures: di
         ratios = [mine.score(case) / theirs.score(case) for mine, theirs in pairs]
         lines.append(
             base
-            | {"engine": engine, "peer": engine, "peer_version": pairs[-1][1].raw["version"]}
+            | {"engine": engine, "peer": engine, "peer_version": BUILD.sub("", pairs[-1][1].raw["version"])}
             | median_of([theirs for _, theirs in pairs])
             | {
                 "ratio_to_peer": round(statistics.median(ratios), 3),
