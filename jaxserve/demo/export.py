@@ -91,8 +91,10 @@ that were not in the training text: {held_out_loss:.3f} nats a token.
 
 ## What it cannot do
 
-Anything else. It does not reason, its facts are often wrong even inside its small world, it knows no
-news, no people, no code and only English. It answers questions outside its world with "I do not know
-that" when it notices, and with nonsense when it does not. Conversations longer than about {length} tokens
-are longer than anything it has seen. Never use it for anything but trying and testing the server.
+Anything else. It does not reason, and after so short a training its facts are often wrong even inside its
+small world: sums, comparisons of numbers, what comes after what, lists, and names it has not seen go wrong
+most of all. It knows no news, no people, no code and only English. It answers questions outside its world
+with "I do not know that" when it notices, and with nonsense when it does not. Conversations longer than
+about {length} tokens are longer than anything it has seen. Never use it for anything but trying and testing
+the server.
 """
