@@ -1,11 +1,13 @@
 """`StepBatch`: all that a step's program reads besides weights and pools, packed into one int32 vector.
 
 One transfer a step instead of twenty. The host fills numpy views of the vector (`PackedStep`), the
-program slices the same views out of it (`unpack`); `_fields` is the one place that knows the layout.
+program slices the same views out of it (`unpack`); `_layout` alone knows what lies where.
 Floats travel as their bits.
 """
 
+import math
 from dataclasses import dataclass, fields
+from functools import lru_cache
 
 import jax
 import jax.numpy as jnp
@@ -70,19 +72,34 @@ def num_updates(bucket: Bucket, page_size: int) -> int:
     return bucket.num_tokens // page_size + bucket.num_rows
 
 
-def _shapes(bucket: Bucket, page_size: int) -> dict[str, tuple[int, ...]]:
-    """Field name -> shape, in the order they lie in the vector."""
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a field lies in the vector, in int32 words."""
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+@lru_cache(maxsize=1024)
+def _layout(bucket: Bucket, page_size: int) -> tuple[_Place, ...]:
+    """Every field's place, in the order of `StepBatch`: the last letter of a name says its size."""
     sizes = {"T": bucket.num_tokens, "B": bucket.num_rows, "U": num_updates(bucket, page_size)}
-    shapes: dict[str, tuple[int, ...]] = {}
+    odd_shapes = {"row_counts": (2,), "query_starts": (bucket.num_rows + 1,), "seeds_B2": (bucket.num_rows, 2)}
+    places: list[_Place] = []
+    start = 0
     for field in fields(StepBatch):
-        suffix = field.name.rpartition("_")[2]
-        shapes[field.name] = () if field.name.startswith("use_") else (sizes[suffix[0]],) if suffix in sizes else ()
-    return shapes | {"row_counts": (2,), "query_starts": (sizes["B"] + 1,), "seeds_B2": (sizes["B"], 2)}
+        plain = () if field.name.startswith("use_") else (sizes.get(field.name[-1], 0),)
+        shape = odd_shapes.get(field.name, plain)
+        places.append(_Place(field.name, shape, start, start + math.prod(shape)))
+        start = places[-1].stop
+    return tuple(places)
 
 
 def packed_size(bucket: Bucket, page_size: int) -> int:
     """Length of the int32 vector of this bucket."""
-    return sum(int(np.prod(shape)) for shape in _shapes(bucket, page_size).values())
+    return _layout(bucket, page_size)[-1].stop
 
 
 class PackedStep:
@@ -92,15 +109,14 @@ class PackedStep:
         self.bucket = bucket
         self.vector = np.zeros(packed_size(bucket, page_size), np.int32)
         self.views: dict[str, np.ndarray] = {}
-        offset = 0
-        for name, shape in _shapes(bucket, page_size).items():
-            size = int(np.prod(shape))
-            view = self.vector[offset : offset + size].reshape(shape)
-            self.views[name] = view.view(np.float32) if name in _FLOATS else view
-            offset += size
+        for place in _layout(bucket, page_size):
+            view = self.vector[place.start : place.stop].reshape(place.shape)
+            self.views[place.name] = view.view(np.float32) if place.name in _FLOATS else view
         self.views["slots_T"][...] = num_slots
         self.views["state_rows_B"][...] = num_state_rows
         self.views["update_rows_U"][...] = num_state_rows
+        for name in ("top_p_B", "repetition_B"):  # what changes nothing
+            self.views[name][...] = 1.0
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self.views[name]
@@ -109,14 +125,11 @@ class PackedStep:
 def unpack(vector: Int[Array, " W"], bucket: Bucket, page_size: int) -> StepBatch:
     """The fields of a packed vector, by static slices (free inside a program)."""
     values: dict[str, Array] = {}
-    offset = 0
-    for name, shape in _shapes(bucket, page_size).items():
-        size = int(np.prod(shape))
-        value = vector[offset : offset + size].reshape(shape)
-        offset += size
-        if name in _FLOATS:
+    for place in _layout(bucket, page_size):
+        value = vector[place.start : place.stop].reshape(place.shape)
+        if place.name in _FLOATS:
             value = lax.bitcast_convert_type(value, jnp.float32)
-        elif name.startswith("use_") or name == "is_active_B":
+        elif place.name.startswith("use_") or place.name == "is_active_B":
             value = value != 0
-        values[name] = value
+        values[place.name] = value
     return StepBatch(**values)

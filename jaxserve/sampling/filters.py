@@ -116,7 +116,8 @@ def _threshold(
         low_B, high_B, low_weight_B, high_weight_B, is_open_B = bracket
         middle_B = low_B + (high_B - low_B) // 2
         weight_B = jnp.sum(jnp.where(keys_BV >= middle_B[:, None], weights_BV, 0.0), axis=-1)
-        rises_B, falls_B = is_open_B & (weight_B >= target_B), is_open_B & (weight_B < target_B)
+        # Not `weight_B < target_B`: a NaN must close in on something too, or the loop would never end.
+        rises_B, falls_B = is_open_B & (weight_B >= target_B), is_open_B & ~(weight_B >= target_B)
         low_B, high_B = jnp.where(rises_B, middle_B, low_B), jnp.where(falls_B, middle_B, high_B)
         low_weight_B = jnp.where(rises_B, weight_B, low_weight_B)
         high_weight_B = jnp.where(falls_B, weight_B, high_weight_B)

@@ -61,7 +61,7 @@ def test_ten_thousand_random_requests_compile_nothing(core):
             num_ended += output.finish_reason is not None
     stats = core.stats()
     assert stats.num_compilations_after_warmup == 0
-    assert stats.num_used_pages == 0 and stats.num_steps > 1000
+    assert stats.num_used_pages == 0 and stats.num_steps > NUM_REQUESTS // 10
 
 
 def test_the_counter_would_have_seen_a_compilation(core):

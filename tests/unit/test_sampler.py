@@ -238,3 +238,16 @@ def test_rows_are_loaded_cleared_and_never_written_out_of_range() -> None:
     assert np.asarray(changed.counts_RV[1]).tolist() == [0, 1, 2, 3]
     same = load_row_jit(state, 3, bias_V, counts_V, mask_V)
     jax.tree.map(np.testing.assert_array_equal, same, state)
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf])
+def test_filters_end_on_a_row_without_meaning_and_leave_its_neighbours_alone(bad: float) -> None:
+    """A NaN orders with nothing: the threshold search must end all the same, for padding rows too."""
+    params = [SamplingParams(temperature=1.0, top_k=321, top_p=0.7, min_p=0.1, seed=i, logprobs=1) for i in range(3)]
+    logits_BV = np.random.default_rng(0).standard_normal((4, 512)).astype(np.float32)
+    clean, _ = sample_jit(logits_BV, make_batch(params, num_rows=4), empty_state(4, 512), num_logprobs=1)
+    logits_BV[1, 7] = bad
+    logits_BV[3, :] = bad  # padding
+    sampled, _ = sample_jit(logits_BV, make_batch(params, num_rows=4), empty_state(4, 512), num_logprobs=1)
+    assert sampled.is_finite_B[:3].tolist() == [True, False, True]
+    np.testing.assert_array_equal(sampled.token_ids_B[np.array([0, 2])], clean.token_ids_B[np.array([0, 2])])
