@@ -163,30 +163,48 @@ class EngineArgs:
     served_model_name: str | None = arg(None, "Name clients use; the model's name if unset.", "model")
     dtype: str = arg("auto", "auto, float32, bfloat16 or float16; auto takes the checkpoint's.", "model")
     load_format: str = arg("auto", "auto or safetensors reads the checkpoint; dummy makes random weights.", "model")
-    max_model_len: int | str = arg("auto", "Prompt plus output tokens of a request; auto takes the longest that fits.", "model")
+    max_model_len: int | str = arg(
+        "auto", "Prompt plus output tokens of a request; auto takes the longest that fits.", "model"
+    )
     hf_overrides: dict[str, Any] | None = arg(None, "JSON object laid over the checkpoint's config.json.", "model")
     generation_config: str = arg("auto", "auto adopts the checkpoint's sampling defaults; vllm ignores them.", "model")
     chat_template: str | None = arg(None, "Chat template: a file or the template itself.", "model")
     trust_remote_code: bool = arg(False, "Accepted for compatibility; code from a checkpoint is never run.", "model")
     seed: int = arg(0, "Seed of dummy weights and of requests without a seed of their own.", "model")
-    page_size: int | None = arg(None, "Tokens in a page of the KV pool; 64 on a GPU, 16 on a CPU if unset.", "cache", aliases=("block_size",))
-    gpu_memory_utilization: float = arg(0.92, "Share of the device's memory the engine may use.", "cache", aliases=("device_memory_utilization",))
-    kv_cache_memory_bytes: int | None = arg(None, "Bytes of the KV pool; overrides gpu_memory_utilization. On a CPU 1 GiB if unset.", "cache")
+    page_size: int | None = arg(
+        None, "Tokens in a page of the KV pool; 64 on a GPU, 16 on a CPU if unset.", "cache", aliases=("block_size",)
+    )
+    gpu_memory_utilization: float = arg(
+        0.92, "Share of the device's memory the engine may use.", "cache", aliases=("device_memory_utilization",)
+    )
+    kv_cache_memory_bytes: int | None = arg(
+        None, "Bytes of the KV pool; overrides gpu_memory_utilization. On a CPU 1 GiB if unset.", "cache"
+    )
     enable_prefix_caching: bool = arg(True, "Share the pages of equal prompt prefixes.", "cache")
     swap_space: float | None = arg(None, "Accepted for compatibility and ignored: preemption recomputes.", "cache")
     max_num_seqs: int | None = arg(None, "Requests running together; 256 on a GPU, 64 on a CPU if unset.", "scheduler")
-    max_num_batched_tokens: int | None = arg(None, "Tokens computed in one step; 8192 on a GPU, 512 on a CPU if unset.", "scheduler")
+    max_num_batched_tokens: int | None = arg(
+        None, "Tokens computed in one step; 8192 on a GPU, 512 on a CPU if unset.", "scheduler"
+    )
     enable_chunked_prefill: bool = arg(True, "Split long prompts over several steps.", "scheduler")
     long_prefill_token_threshold: int = arg(0, "Cap of one prompt chunk in tokens; 0 for none.", "scheduler")
     scheduling_policy: str = arg("fcfs", "fcfs or priority.", "scheduler")
     max_num_queued_reqs: int | None = arg(None, "Requests that may wait; more are refused with 503.", "scheduler")
-    max_num_queued_tokens: int | None = arg(None, "Prompt tokens that may wait; more are refused with 503.", "scheduler")
+    max_num_queued_tokens: int | None = arg(
+        None, "Prompt tokens that may wait; more are refused with 503.", "scheduler"
+    )
     tensor_parallel_size: int = arg(1, "GPUs one model is split over.", "parallel")
-    max_logprobs: int = arg(20, "The most log probabilities a request may ask for; -1 for the whole vocabulary.", "sampling")
+    max_logprobs: int = arg(
+        20, "The most log probabilities a request may ask for; -1 for the whole vocabulary.", "sampling"
+    )
     disable_log_stats: bool = arg(False, "Do not log throughput every 10 s.", "log")
-    enable_log_requests: bool = arg(False, "Log each request's parameters (never its prompt unless max_log_len says so).", "log")
+    enable_log_requests: bool = arg(
+        False, "Log each request's parameters (never its prompt unless max_log_len says so).", "log"
+    )
     max_log_len: int | None = arg(None, "Prompt characters logged with enable_log_requests.", "log")
-    compilation_cache_dir: str | None = arg(None, "Where compiled steps are kept; ~/.cache/jaxserve if unset, 'off' for none.", "engine")
+    compilation_cache_dir: str | None = arg(
+        None, "Where compiled steps are kept; ~/.cache/jaxserve if unset, 'off' for none.", "engine"
+    )
     check_inputs: bool = arg(False, "Validate every page table and slot before each step (debugging).", "engine")
     engine_process: bool = arg(True, "Run the engine in a process of its own.", "engine")
 

@@ -12,10 +12,11 @@ from jaxserve.core.outputs import EngineOutput, FinishReason
 from jaxserve.core.request import Request
 from jaxserve.demo import demo_checkpoint
 from jaxserve.engine.messages import AddRequest, EngineInfo, SchedulerStats
-from jaxserve.models.weights import load_params
+from jaxserve.models.weights import load_params, widened
 from jaxserve.runner.compile_cache import CompileCounter, enable_compile_cache
 from jaxserve.runner.memory import memory_in_use
 from jaxserve.runner.model_runner import ModelRunner, StepFailedError
+from jaxserve.runner.processor import multiplies_bfloat16
 from jaxserve.runner.resolve import claim_device, describe, resolve
 from jaxserve.schedule.scheduler import Scheduler
 
@@ -43,6 +44,9 @@ class EngineCore:
         progress(describe(self.config))
         configured = time.monotonic()
         loaded = load_params(self.config.model, path, self.config.load_format, self.config.seed)
+        if device.is_cpu and self.config.model.dtype != "float32" and not multiplies_bfloat16():
+            loaded = widened(loaded)
+            progress("weights kept as float32: this processor has no 16-bit products")
         weights_loaded = time.monotonic()
         self.runner = ModelRunner(self.config, loaded, progress)
         self.scheduler = Scheduler(

@@ -33,7 +33,12 @@ class Linear(nnx.Module):
 def linear(
     x: Float[Array, "... I"], weight_OI: Float[Array, "O I"], out_dtype: jnp.dtype | None = None
 ) -> Float[Array, "... O"]:
-    """x @ weight.T with sums in float32, given back in out_dtype (x's own if None)."""
+    """x @ weight.T with sums in float32, given back in out_dtype (x's own if None).
+
+    The weight may be wider than x (`weights.widened`): the product is then taken at its width.
+    """
+    if x.dtype != weight_OI.dtype:
+        return linear(x.astype(weight_OI.dtype), weight_OI).astype(out_dtype or x.dtype)
     dimensions = (((x.ndim - 1,), (1,)), ((), ()))
     # A GPU rounds float32 operands to TF32 unless told not to; who asks for float32 means it.
     precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else None

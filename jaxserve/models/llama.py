@@ -104,7 +104,7 @@ class Llama(nnx.Module):
         position + 1) of its request, which dynamic and longrope need.
         """
         cos_Th, sin_Th = rope_cos_sin(self.config.rope, self.config.head_dim, positions_T, rope_lens_T)
-        x_TD = self.embed(token_ids_T)
+        x_TD = self.embed(token_ids_T).astype(self.config.dtype)
         for layer in self.layers:
             x_TD = layer(x_TD, cos_Th, sin_Th, attend)
         return self.norm(x_TD)

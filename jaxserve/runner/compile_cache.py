@@ -1,11 +1,12 @@
 """The persistent compilation cache: a second start compiles nothing it has seen."""
 
 import hashlib
-import platform
 from pathlib import Path
 
 import jax
 import jax.monitoring
+
+from jaxserve.runner.processor import processor_features
 
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
@@ -32,12 +33,7 @@ def enable_compile_cache(directory: str | None) -> Path | None:
 
 def _processor() -> str:
     """A short name of this processor's instruction set."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = [platform.processor(), platform.machine()]
-    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "".join(lines))
-    return hashlib.sha256(flags.encode()).hexdigest()[:12]
+    return hashlib.sha256(processor_features().encode()).hexdigest()[:12]
 
 
 class CompileCounter:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -40,8 +41,8 @@ class ModelRunner:
         self._config = config
         self._leaves = loaded.leaves
         self.num_logprobs = config.max_logprobs if config.max_logprobs >= 0 else config.model.vocab_size
-        # XLA's bfloat16 matrix-vector product on a CPU is several times slower than that of two rows.
-        min_rows = 2 if jax.default_backend() == "cpu" and config.model.dtype != "float32" else 1
+        # XLA's 16-bit matrix-vector product on a CPU is several times slower than that of two rows.
+        min_rows = 2 if jax.default_backend() == "cpu" and loaded.leaves[0].dtype != jnp.float32 else 1
         scheduler = config.scheduler
         self.grid = make_grid(
             scheduler.max_num_seqs, scheduler.max_num_batched_tokens, min_rows=min(min_rows, scheduler.max_num_seqs)
