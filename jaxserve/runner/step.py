@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
@@ -72,9 +73,9 @@ class StepOutput:
     prompt: PromptLogprobs
 
 
-ForwardFunction = Callable[[list[Array], PagedState, Array], tuple[Forward, PagedState]]
+ForwardFunction = Callable[[list[Array], PagedState, Array | np.ndarray], tuple[Forward, PagedState]]
 SampleFunction = Callable[[Array, SamplingBatch, SamplingState], tuple[Sampled, SamplingState]]
-StepFunction = Callable[[list[Array], DeviceState, Array], tuple[StepOutput, DeviceState]]
+StepFunction = Callable[[list[Array], DeviceState, Array | np.ndarray], tuple[StepOutput, DeviceState]]
 
 
 def make_state(config: ModelConfig, *, num_pages: int, page_size: int, num_rows: int, num_columns: int) -> DeviceState:
@@ -93,8 +94,8 @@ def make_forward(
     num_logprobs: K, log probabilities returned a prompt token where a row asks for any.
     """
 
-    def forward(leaves: list[Array], paged: PagedState, packed: Array) -> tuple[Forward, PagedState]:
-        batch = unpack(packed, bucket, page_size)
+    def forward(leaves: list[Array], paged: PagedState, packed: Array | np.ndarray) -> tuple[Forward, PagedState]:
+        batch = unpack(jnp.asarray(packed), bucket, page_size)
         page_table_RM = paged.page_table_RM.at[batch.update_rows_U, batch.update_columns_U].set(
             batch.update_pages_U, mode="drop"
         )
@@ -117,7 +118,7 @@ def make_sample(num_logprobs: int) -> SampleFunction:
 def join(forward: ForwardFunction, sample: SampleFunction) -> StepFunction:
     """One step from its halves: inside one program, or over two compiled ones that run back to back."""
 
-    def step(leaves: list[Array], state: DeviceState, packed: Array) -> tuple[StepOutput, DeviceState]:
+    def step(leaves: list[Array], state: DeviceState, packed: Array | np.ndarray) -> tuple[StepOutput, DeviceState]:
         forwarded, paged = forward(leaves, state.paged, packed)
         sampled, sampling = sample(forwarded.logits_BV, forwarded.sampling, state.sampling)
         return StepOutput(sampled, forwarded.prompt), DeviceState(paged, sampling)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+import torch  # pyright: ignore[reportMissingImports]  (an environment of its own)
 from golden_cases import CASES, GOLDENS, NUM_GENERATED, overrides, prompts
 from transformers import AutoModelForCausalLM
 

@@ -1,5 +1,7 @@
 """Every implementation of ragged paged attention against the plain definition, over the whole contract."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,7 +56,7 @@ def make_case(
     return tuple(jnp.asarray(a) for a in arrays), int(sum(query_lens))
 
 
-CASES = {
+CASES: dict[str, dict[str, Any]] = {
     "decode_alone": dict(query_lens=[1], context_lens=[1], num_rows=1, num_tokens=1, page_size=16),
     "decode_page_borders": dict(
         query_lens=[1] * 5, context_lens=[15, 16, 17, 64, 200], num_rows=8, num_tokens=8, page_size=16

@@ -1,5 +1,6 @@
 """The bucket grid holds every step the scheduler may make, and the packed vector round-trips."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -38,7 +39,7 @@ def test_packed_fields_come_back_as_they_were_written():
     packed["seeds_B2"][:] = [[1, -2], [3, 4], [5, 6]]
     packed["is_active_B"][:] = [1, 0, 1]
     packed["use_bias"][...] = 1
-    batch = unpack(packed.vector, bucket, 4)
+    batch = unpack(jnp.asarray(packed.vector), bucket, 4)
     for name in ("token_ids_T", "temperature_B", "query_starts", "seeds_B2", "slots_T", "update_rows_U"):
         np.testing.assert_array_equal(getattr(batch, name), packed[name])
     assert batch.is_active_B.tolist() == [True, False, True]
