@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -164,7 +165,7 @@ def test_order_keys_sort_like_floats() -> None:
     values = values[~np.isnan(values)]
     values = np.where(np.abs(values) < np.finfo(np.float32).tiny, np.float32(0), values)  # XLA flushes denormals
     device_values: Any = values
-    keys = np.asarray(order_keys(device_values)).astype(np.int64)
+    keys = np.asarray(order_keys(jnp.asarray(device_values))).astype(np.int64)
     order = np.argsort(values, kind="stable")
     assert (np.diff(keys[order]) >= 0).all()
     assert ((np.diff(keys[order]) == 0) == (np.diff(values[order].astype(np.float64)) == 0)).all()
