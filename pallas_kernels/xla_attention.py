@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 _QUERY_TILE = 64  # queries of one prompt-chunk tile
-_KEY_TILE = 64  # tokens of one key tile; measured on two AVX2 cores: 16..64 alike, larger slower
+_KEY_TILE = 64  # keys of one prompt-chunk tile, in whole pages
 _MASKED = -1e30  # finite, so that a wholly masked tile gives 0 weights after the next real one
 
 
@@ -85,11 +85,11 @@ class _Context(NamedTuple):
     def tile(self) -> int:
         return self.pages_per_tile * self.pool_P2KZH.shape[3]
 
-    def first_tile(self, first_position: Array) -> Array:
-        """The first key tile that a query at first_position (or later) can see."""
+    def first_key(self, first_position: Array) -> Array:
+        """The first key that a query at first_position (or later) can see."""
         if self.sliding_window is None:
             return jnp.zeros((), jnp.int32)
-        return jnp.maximum(first_position - self.sliding_window + 1, 0) // self.tile
+        return jnp.maximum(first_position - self.sliding_window + 1, 0)
 
     @property
     def precision(self) -> lax.Precision | None:
@@ -107,34 +107,34 @@ class _Context(NamedTuple):
 
 
 def _single_queries(context: _Context, q_BNH: Array, context_lens_B: Array) -> Array:
-    """One query a row, all rows together; the loop ends with the longest row."""
+    """One query a row, all rows together, a page of each at a time; the loop ends with the longest row."""
     num_rows, num_heads, head_dim = q_BNH.shape
-    num_kv_heads, page_size = context.pool_P2KZH.shape[2:4]
+    pool_P2KZH = context.pool_P2KZH
+    num_kv_heads, page_size = pool_P2KZH.shape[2:4]
     q_BKGH = q_BNH.reshape(num_rows, num_kv_heads, -1, head_dim)
-    positions_B11 = (context_lens_B - 1)[:, None, None]
+    positions_B1 = (context_lens_B - 1)[:, None]
     starts_B = jnp.where(context_lens_B > 0, context_lens_B - 1, jnp.iinfo(jnp.int32).max // 2)
 
-    def body(tile: Array, soft: _Softmax) -> _Softmax:
-        pages_BJ = lax.dynamic_slice_in_dim(
-            context.table_BM, tile * context.pages_per_tile, context.pages_per_tile, axis=1
-        )
-        kv_BJ2KZH = context.pool_P2KZH[pages_BJ].astype(jnp.float32)
-        keys_JZ = tile * context.tile + jnp.arange(context.tile).reshape(-1, page_size)
-        seen_BJZ = context.sees(keys_JZ, positions_B11)
-        scores_BKGJZ = context.cap(
-            jnp.einsum("BKGH,BJKZH->BKGJZ", q_BKGH, kv_BJ2KZH[:, :, 0], precision=context.precision)
-        )
-        scores_BKGJZ = jnp.where(seen_BJZ[:, None, None], scores_BKGJZ, _MASKED)
-        new_max = jnp.maximum(soft.max, scores_BKGJZ.max((-2, -1)))
-        # A row's first tiles may be wholly masked (another row is longer): the mask again makes weights 0.
-        weights_BKGJZ = jnp.where(seen_BJZ[:, None, None], jnp.exp(scores_BKGJZ - new_max[..., None, None]), 0.0)
-        values_BJKZH = jnp.where(seen_BJZ[:, :, None, :, None], kv_BJ2KZH[:, :, 1], 0.0)
+    def body(column: Array, soft: _Softmax) -> _Softmax:
+        pages_B = lax.dynamic_index_in_dim(context.table_BM, column, axis=1, keepdims=False)
+        # Two gathers: each melts into what reads it, where one of both would be written out first.
+        k_BKZH = pool_P2KZH[pages_B, 0].astype(jnp.float32)
+        v_BKZH = pool_P2KZH[pages_B, 1].astype(jnp.float32)
+        seen_BZ = context.sees(column * page_size + jnp.arange(page_size), positions_B1)
+        seen_B11Z = seen_BZ[:, None, None]
+        scores_BKGZ = context.cap(jnp.einsum("BKGH,BKZH->BKGZ", q_BKGH, k_BKZH, precision=context.precision))
+        scores_BKGZ = jnp.where(seen_B11Z, scores_BKGZ, _MASKED)
+        new_max = jnp.maximum(soft.max, scores_BKGZ.max(-1))
+        # A row's first pages may be wholly masked (another row is longer): the mask again makes weights 0.
+        weights_BKGZ = jnp.where(seen_B11Z, jnp.exp(scores_BKGZ - new_max[..., None]), 0.0)
+        v_BKZH = jnp.where(seen_BZ[:, None, :, None], v_BKZH, 0.0)
         kept_sum, kept_acc = soft.rescaled(new_max)
-        added_BKGH = jnp.einsum("BKGJZ,BJKZH->BKGH", weights_BKGJZ, values_BJKZH, precision=context.precision)
-        return _Softmax(new_max, kept_sum + weights_BKGJZ.sum((-2, -1)), kept_acc + added_BKGH)
+        added_BKGH = jnp.einsum("BKGZ,BKZH->BKGH", weights_BKGZ, v_BKZH, precision=context.precision)
+        return _Softmax(new_max, kept_sum + weights_BKGZ.sum(-1), kept_acc + added_BKGH)
 
-    last_tile = (context_lens_B.max() + context.tile - 1) // context.tile
-    soft = lax.fori_loop(context.first_tile(starts_B.min()), last_tile, body, _Softmax.empty(q_BKGH.shape))
+    first_column = context.first_key(starts_B.min()) // page_size
+    last_column = (context_lens_B.max() + page_size - 1) // page_size
+    soft = lax.fori_loop(first_column, last_column, body, _Softmax.empty(q_BKGH.shape))
     return soft.result().reshape(num_rows, num_heads, head_dim)
 
 
@@ -191,5 +191,7 @@ def _query_tile(context: _Context, q_QNH: Array, row: Array, first_position: Arr
 
     seen_end = jnp.minimum(first_position + num_queries, context_len)
     last_tile = (seen_end + context.tile - 1) // context.tile
-    soft = lax.fori_loop(context.first_tile(first_position), last_tile, body, _Softmax.empty(q_KGQH.shape))
+    soft = lax.fori_loop(
+        context.first_key(first_position) // context.tile, last_tile, body, _Softmax.empty(q_KGQH.shape)
+    )
     return soft.result().transpose(2, 0, 1, 3).reshape(num_queries, num_heads, head_dim)

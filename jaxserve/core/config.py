@@ -172,7 +172,7 @@ class EngineArgs:
     trust_remote_code: bool = arg(False, "Accepted for compatibility; code from a checkpoint is never run.", "model")
     seed: int = arg(0, "Seed of dummy weights and of requests without a seed of their own.", "model")
     page_size: int | None = arg(
-        None, "Tokens in a page of the KV pool; 64 on a GPU, 16 on a CPU if unset.", "cache", aliases=("block_size",)
+        None, "Tokens in a page of the KV pool; 64 on a GPU, 32 on a CPU if unset.", "cache", aliases=("block_size",)
     )
     gpu_memory_utilization: float = arg(
         0.92, "Share of the device's memory the engine may use.", "cache", aliases=("device_memory_utilization",)

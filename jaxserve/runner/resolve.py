@@ -47,7 +47,7 @@ def resolve(args: EngineArgs, model: ModelConfig, path: Path, device: Device) ->
             f"tensor_parallel_size={args.tensor_parallel_size}: this version runs on one device; leave it at 1."
         )
     num_seqs, budget = _step_limits(args, device)
-    page_size = (16 if device.is_cpu else 64) if args.page_size is None else args.page_size
+    page_size = (32 if device.is_cpu else 64) if args.page_size is None else args.page_size
     for name, value in (("max_num_seqs", num_seqs), ("max_num_batched_tokens", budget), ("page_size", page_size)):
         if value < 1:
             raise ConfigError(f"{name}={value} must be at least 1.")

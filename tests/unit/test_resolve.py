@@ -42,7 +42,7 @@ def test_a_gpu_is_filled_and_a_cpu_is_not():
     assert gpu.scheduler.max_model_len == 131072
     assert (gpu.cache.page_size, gpu.scheduler.max_num_seqs, gpu.scheduler.max_num_batched_tokens) == (64, 256, 8192)
     assert cpu.cache.num_pages * cpu.cache.page_size == cpu.scheduler.max_model_len == 8192  # 1 GiB of 128 KiB tokens
-    assert "8,192 tokens in 512 pages of 16, 1 GiB, room for 1.0 requests" in describe(cpu)
+    assert "8,192 tokens in 256 pages of 32, 1 GiB, room for 1.0 requests" in describe(cpu)
 
 
 def test_a_small_model_takes_no_more_than_its_requests_can_use():
@@ -61,7 +61,7 @@ def test_an_unset_limit_follows_the_set_one():
     [
         (
             dict(max_model_len=9000),
-            r"max_model_len=9000 .*at most 8192 or kv_cache_memory_bytes to at least 1180696576",
+            r"max_model_len=9000 .*at most 8192 or kv_cache_memory_bytes to at least 1182793728",
         ),
         (dict(max_model_len=200_000, kv_cache_memory_bytes=1 << 40), "above the 131072 positions"),
         (dict(max_model_len="long"), "must be a number of tokens or 'auto'"),
