@@ -338,6 +338,8 @@ def _log_accepted(args: EngineArgs) -> None:
     """Say once which arguments are taken for compatibility and change nothing."""
     if args.swap_space is not None:
         logger.warning("swap_space has no effect: preempted requests are recomputed, not swapped")
+    if args.trust_remote_code:
+        logger.warning("trust_remote_code has no effect: code from a checkpoint is never run")
     if args.max_log_len is not None and not args.enable_log_requests:
         logger.warning("max_log_len has no effect without enable_log_requests")
 

@@ -107,7 +107,7 @@ class BatchBuilder:
     def build(self, output: SchedulerOutput) -> PackedStep:
         """The packed inputs of this step, in the smallest bucket that holds it."""
         bucket = self._grid.pick(len(output.rows), output.num_tokens)
-        step = self._empty(bucket)
+        step = self.empty_step(bucket)
         self._fill_tokens(step, output.rows)
         self._fill_pages(step, output.rows)
         self._fill_sampling(step, output.rows)
@@ -116,10 +116,7 @@ class BatchBuilder:
         return step
 
     def empty_step(self, bucket: Bucket) -> PackedStep:
-        """A step of padding only: computes nothing that is kept (for warm-up)."""
-        return self._empty(bucket)
-
-    def _empty(self, bucket: Bucket) -> PackedStep:
+        """A step of padding only: computes nothing that is kept (for warm-up, and to be filled)."""
         return PackedStep(bucket, self._page_size, num_slots=self._num_slots, num_state_rows=len(self.rows))
 
     def _fill_tokens(self, step: PackedStep, rows: list[ScheduledRow]) -> None:
