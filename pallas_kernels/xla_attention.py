@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 _QUERY_TILE = 64  # queries of one prompt-chunk tile
 _KEY_TILE = 64  # keys of one prompt-chunk tile, in whole pages
+_SINGLE_KEY_TILE = 128  # keys of each row in one step over rows of one query, in whole pages
 _MASKED = -1e30  # finite, so that a wholly masked tile gives 0 weights after the next real one
 
 
@@ -58,8 +59,11 @@ def tiled_paged_attention(
     num_tokens = q_TNH.shape[0]
     num_rows, num_columns = page_table_BM.shape
     pages_per_tile = max(1, _KEY_TILE // pool_P2KZH.shape[3])
-    # Whole tiles of columns; the last tile's surplus columns point at page 0 and are masked.
-    table_BM = jnp.pad(page_table_BM, ((0, 0), (0, -num_columns % pages_per_tile)))
+    # Whole tiles of columns; the last tile's surplus columns point at page 0 and are masked. At least two:
+    # from a loop of one XLA would move the gathers out and multiply them in a slower way.
+    columns_per_tile = max(1, _SINGLE_KEY_TILE // pool_P2KZH.shape[3])
+    padded_columns = max(2, -(-num_columns // columns_per_tile)) * columns_per_tile
+    table_BM = jnp.pad(page_table_BM, ((0, 0), (0, padded_columns - num_columns)))
     context = _Context(pool_P2KZH, table_BM, pages_per_tile, sliding_window, logit_softcap)
     scaled_TNH = q_TNH.astype(jnp.float32) * scale
 
@@ -107,34 +111,38 @@ class _Context(NamedTuple):
 
 
 def _single_queries(context: _Context, q_BNH: Array, context_lens_B: Array) -> Array:
-    """One query a row, all rows together, a page of each at a time; the loop ends with the longest row."""
+    """One query a row, all rows together, a tile of each one's keys at a time; the longest row ends the loop."""
     num_rows, num_heads, head_dim = q_BNH.shape
     pool_P2KZH = context.pool_P2KZH
     num_kv_heads, page_size = pool_P2KZH.shape[2:4]
+    num_pages = max(1, _SINGLE_KEY_TILE // page_size)
+    tile = num_pages * page_size
     q_BKGH = q_BNH.reshape(num_rows, num_kv_heads, -1, head_dim)
     positions_B1 = (context_lens_B - 1)[:, None]
     starts_B = jnp.where(context_lens_B > 0, context_lens_B - 1, jnp.iinfo(jnp.int32).max // 2)
 
-    def body(column: Array, soft: _Softmax) -> _Softmax:
-        pages_B = lax.dynamic_index_in_dim(context.table_BM, column, axis=1, keepdims=False)
-        # Two gathers: each melts into what reads it, where one of both would be written out first.
-        k_BKZH = pool_P2KZH[pages_B, 0].astype(jnp.float32)
-        v_BKZH = pool_P2KZH[pages_B, 1].astype(jnp.float32)
-        seen_BZ = context.sees(column * page_size + jnp.arange(page_size), positions_B1)
-        seen_B11Z = seen_BZ[:, None, None]
-        scores_BKGZ = context.cap(jnp.einsum("BKGH,BKZH->BKGZ", q_BKGH, k_BKZH, precision=context.precision))
-        scores_BKGZ = jnp.where(seen_B11Z, scores_BKGZ, _MASKED)
-        new_max = jnp.maximum(soft.max, scores_BKGZ.max(-1))
-        # A row's first pages may be wholly masked (another row is longer): the mask again makes weights 0.
-        weights_BKGZ = jnp.where(seen_B11Z, jnp.exp(scores_BKGZ - new_max[..., None]), 0.0)
-        v_BKZH = jnp.where(seen_BZ[:, None, :, None], v_BKZH, 0.0)
-        kept_sum, kept_acc = soft.rescaled(new_max)
-        added_BKGH = jnp.einsum("BKGZ,BKZH->BKGH", weights_BKGZ, v_BKZH, precision=context.precision)
-        return _Softmax(new_max, kept_sum + weights_BKGZ.sum(-1), kept_acc + added_BKGH)
+    def gather(pages_BJ: Array, which: int) -> Array:
+        """A tile of every row's keys or values. One gather each: it melts into what reads it."""
+        part_BJKZH = pool_P2KZH[pages_BJ, which].astype(jnp.float32)
+        return part_BJKZH.transpose(0, 2, 1, 3, 4).reshape(num_rows, num_kv_heads, tile, head_dim)
 
-    first_column = context.first_key(starts_B.min()) // page_size
-    last_column = (context_lens_B.max() + page_size - 1) // page_size
-    soft = lax.fori_loop(first_column, last_column, body, _Softmax.empty(q_BKGH.shape))
+    def body(i: Array, soft: _Softmax) -> _Softmax:
+        pages_BJ = lax.dynamic_slice_in_dim(context.table_BM, i * num_pages, num_pages, axis=1)
+        k_BKSH, v_BKSH = gather(pages_BJ, 0), gather(pages_BJ, 1)
+        seen_BS = context.sees(i * tile + jnp.arange(tile), positions_B1)
+        seen_B11S = seen_BS[:, None, None]
+        scores_BKGS = context.cap(jnp.einsum("BKGH,BKSH->BKGS", q_BKGH, k_BKSH, precision=context.precision))
+        scores_BKGS = jnp.where(seen_B11S, scores_BKGS, _MASKED)
+        new_max = jnp.maximum(soft.max, scores_BKGS.max(-1))
+        # A row's first tiles may be wholly masked (another row is longer): the mask again makes weights 0.
+        weights_BKGS = jnp.where(seen_B11S, jnp.exp(scores_BKGS - new_max[..., None]), 0.0)
+        v_BKSH = jnp.where(seen_BS[:, None, :, None], v_BKSH, 0.0)
+        kept_sum, kept_acc = soft.rescaled(new_max)
+        added_BKGH = jnp.einsum("BKGS,BKSH->BKGH", weights_BKGS, v_BKSH, precision=context.precision)
+        return _Softmax(new_max, kept_sum + weights_BKGS.sum(-1), kept_acc + added_BKGH)
+
+    last_tile = (context_lens_B.max() + tile - 1) // tile
+    soft = lax.fori_loop(context.first_key(starts_B.min()) // tile, last_tile, body, _Softmax.empty(q_BKGH.shape))
     return soft.result().reshape(num_rows, num_heads, head_dim)
 
 

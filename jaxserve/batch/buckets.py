@@ -35,14 +35,13 @@ class BucketGrid:
         raise AssertionError(f"no bucket holds {num_rows} rows and {num_tokens} tokens: the scheduler broke its budget")
 
 
-def make_grid(max_num_seqs: int, max_num_batched_tokens: int, *, min_rows: int = 1) -> BucketGrid:
+def make_grid(max_num_seqs: int, max_num_batched_tokens: int) -> BucketGrid:
     """Decode buckets of 1, 2, 4, … rows; mixed ones of 16, 32, … tokens with rows for half as many requests.
 
     Padding costs at most twice the tokens, and the output head runs for at most half as many rows as
-    there are tokens. min_rows: the smallest decode bucket (2 where a one-row product is the slower one).
+    there are tokens.
     """
-    rows = sorted({min(max(min_rows, n), max_num_seqs) for n in _doubling(1, max_num_seqs)})
-    decode = tuple(Bucket(n, n) for n in rows)
+    decode = tuple(Bucket(n, n) for n in _doubling(1, max_num_seqs))
     sizes = _doubling(16, max(max_num_batched_tokens, 16))
     mixed = {Bucket(tokens, min(max_num_seqs, tokens // 2)) for tokens in sizes}
     mixed.add(Bucket(sizes[-1], min(max_num_seqs, sizes[-1] - 1)))  # whatever the budget allows

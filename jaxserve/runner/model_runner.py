@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -41,12 +40,8 @@ class ModelRunner:
         self._config = config
         self._leaves = loaded.leaves
         self.num_logprobs = config.max_logprobs if config.max_logprobs >= 0 else config.model.vocab_size
-        # XLA's 16-bit matrix-vector product on a CPU is several times slower than that of two rows.
-        min_rows = 2 if jax.default_backend() == "cpu" and loaded.leaves[0].dtype != jnp.float32 else 1
         scheduler = config.scheduler
-        self.grid = make_grid(
-            scheduler.max_num_seqs, scheduler.max_num_batched_tokens, min_rows=min(min_rows, scheduler.max_num_seqs)
-        )
+        self.grid = make_grid(scheduler.max_num_seqs, scheduler.max_num_batched_tokens)
         # Compile before the pool takes its memory: a GPU's autotuner tries kernels on buffers of its own.
         state_spec = jax.eval_shape(self._make_state)
         self._steps = compile_steps(config, loaded, state_spec, self.grid, self.num_logprobs, progress)

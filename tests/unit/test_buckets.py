@@ -21,10 +21,6 @@ def test_every_possible_step_has_a_bucket(max_num_seqs, budget):
                 assert bucket.num_rows >= rows and bucket.num_tokens >= tokens and not bucket.is_decode
 
 
-def test_decode_rows_can_start_at_two():
-    assert min(b.num_rows for b in make_grid(64, 512, min_rows=2).decode) == 2
-
-
 def test_more_than_the_grid_holds_is_our_own_bug():
     with pytest.raises(AssertionError, match="no bucket"):
         make_grid(4, 16).pick(5, 5)

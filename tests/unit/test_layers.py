@@ -56,6 +56,19 @@ def test_linear_can_widen_its_sums() -> None:
     assert float(linear(x, weight, jnp.dtype(jnp.float32))[0, 0]) == 513.0  # not a bfloat16
 
 
+@pytest.mark.parametrize("size", [1, 31, 32, 100, 768, 2048, 2049, 14336])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_one_row_of_16_bits_is_summed_in_float32_like_any_other_row(size: int, dtype: jnp.dtype) -> None:
+    x, weight = jnp.asarray(normal(1, size), dtype), jnp.asarray(normal(7, size, seed=1), dtype)
+    exact = np.asarray(x, np.float64) @ np.asarray(weight, np.float64).T
+    one = linear(x, weight, jnp.dtype(jnp.float32))
+    assert one.shape == (1, 7) and one.dtype == jnp.float32
+    np.testing.assert_allclose(one, exact, rtol=1e-5, atol=1e-5 * size**0.5)
+    assert linear(x[None], weight).shape == (1, 1, 7) and linear(x, weight).dtype == dtype
+    two = linear(jnp.concatenate([x, x]), weight)[:1]  # rounded once, at the end
+    np.testing.assert_allclose(np.float32(linear(x, weight)), np.float32(two), rtol=2**-7, atol=2**-7)
+
+
 def test_embedding_takes_rows() -> None:
     table = Embedding(5, 2, dtype=jnp.dtype(jnp.float32))
     table.weight = nnx.Param(jnp.arange(10.0).reshape(5, 2))
