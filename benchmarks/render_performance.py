@@ -33,7 +33,8 @@ over the other engine's in the same round, as the median over the rounds with th
 is faster. For one request speed is tokens per second after the first (1000 / TPOT); elsewhere it is output tokens per
 second of the whole pass, prompts included. **Same tokens** says whether all outputs were equal to jaxserve's, token
 for token: a matter of course in float32, and not to be expected in bfloat16, where every engine rounds in places of
-its own.
+its own. (llama.cpp ran with its default flash attention, whose float32 batches differ; without it the batch of equal
+requests gave the same tokens.)
 
 To run it: `python benchmarks/compare_cpu.py --model DIR --peers peers.json --name NAME`, then
 `python benchmarks/render_performance.py`. To measure jaxserve alone:
