@@ -58,7 +58,6 @@ def test_a_leaver_does_not_disturb_its_neighbour(server: ServerProcess, http: ht
 async def test_an_abort_storm_is_survived(server: ServerProcess) -> None:
     """Many clients with a short patience, then one request that must be answered soon."""
     async with httpx.AsyncClient(base_url=server.url) as client:
-
         # Patience for fewer steps than a request takes: how many leave does not hang on the machine's speed.
         patience = httpx.Timeout(0.1, connect=10, pool=10)
 
