@@ -6,17 +6,23 @@ gaps; row b owns queries [query_starts[b], query_starts[b + 1]) and attends to t
 position `context_lens[b] - 1`.
 """
 
+import logging
 from collections.abc import Callable
+from functools import lru_cache
 
+import jax
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels.mosaic_gpu.ragged import hopper_paged_attention, unsupported
 from pallas_kernels.reference import plain_paged_attention
 from pallas_kernels.xla_attention import tiled_paged_attention
 
 _IMPLEMENTATIONS: dict[str, Callable[..., Array]] = {
     "reference": plain_paged_attention,
     "xla": tiled_paged_attention,
+    "mosaic_gpu": hopper_paged_attention,
 }
+_log = logging.getLogger(__name__)
 
 
 def ragged_paged_attention(
@@ -30,7 +36,7 @@ def ragged_paged_attention(
     scale: float,
     sliding_window: int | None = None,
     logit_softcap: float | None = None,
-    implementation: str = "xla",
+    implementation: str = "auto",
 ) -> Float[Array, "T N H"]:
     """Attention of packed queries over a paged pool, softmax in float32, result in q's dtype.
 
@@ -39,9 +45,11 @@ def ragged_paged_attention(
     row_counts: (s, r): rows [0, s) have exactly one query each, rows [s, r) any number, rows [r, B) none.
     scale: multiplies q·k (usually H ** -0.5). sliding_window: a query sees that many last positions,
     itself included; None for all. logit_softcap: c * tanh(x / c) on the scaled scores; None for none.
-    implementation: "xla" (tiles, any backend) or "reference" (the plain definition, O(T * M * Z) memory).
+    implementation: "mosaic_gpu" (Hopper GPUs), "xla" (tiles, any backend), "reference" (the plain
+    definition, O(T * M * Z) memory) or "auto": the first of these that the device and the arrays allow.
     Outputs of queries that belong to no row are finite and unspecified.
-    Raises ValueError for shapes that contradict each other or an unknown implementation.
+    Raises ValueError for shapes that contradict each other, an unknown implementation or one that does
+    not take such arrays.
     """
     num_heads, head_dim = q_TNH.shape[1:]
     _, two, num_kv_heads, _, pool_head_dim = pool_P2KZH.shape
@@ -53,10 +61,34 @@ def ragged_paged_attention(
         raise ValueError(
             f"{page_table_BM.shape[0]} rows but only {q_TNH.shape[0]} queries: a bucket has at least a token a row"
         )
-    if implementation not in _IMPLEMENTATIONS:
-        raise ValueError(f"implementation={implementation!r} is unknown; choose one of {sorted(_IMPLEMENTATIONS)}")
+    if implementation == "auto":
+        implementation = _choose(q_TNH, pool_P2KZH)
+    elif implementation not in _IMPLEMENTATIONS:
+        known = ["auto", *sorted(_IMPLEMENTATIONS)]
+        raise ValueError(f"implementation={implementation!r} is unknown; choose one of {known}")
+    elif implementation == "mosaic_gpu" and (reason := unsupported(q_TNH, pool_P2KZH)):
+        raise ValueError(f"implementation='mosaic_gpu' does not take {reason}")
     attend = _IMPLEMENTATIONS[implementation]
     return attend(
         q_TNH, pool_P2KZH, page_table_BM, context_lens_B, query_starts, row_counts,
         scale=scale, sliding_window=sliding_window, logit_softcap=logit_softcap,
     )  # fmt: skip
+
+
+def _choose(q_TNH: Array, pool_P2KZH: Array) -> str:
+    if jax.default_backend() != "gpu":
+        return "xla"
+    device = jax.devices()[0]
+    if getattr(device, "compute_capability", None) != "9.0":
+        _say_once(f"attention runs through XLA on {device.device_kind}: the kernels are for Hopper GPUs")
+        return "xla"
+    reason = unsupported(q_TNH, pool_P2KZH)
+    if reason is not None:
+        _say_once(f"attention runs through XLA: {reason}")
+        return "xla"
+    return "mosaic_gpu"
+
+
+@lru_cache(maxsize=64)
+def _say_once(line: str) -> None:
+    _log.warning(line)

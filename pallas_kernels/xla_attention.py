@@ -56,22 +56,35 @@ def tiled_paged_attention(
     logit_softcap: float | None,
 ) -> Float[Array, "T N H"]:
     """See `paged_attention.ragged_paged_attention`. Rows of one query go together, the others one by one."""
-    num_tokens = q_TNH.shape[0]
-    num_rows, num_columns = page_table_BM.shape
-    pages_per_tile = max(1, _KEY_TILE // pool_P2KZH.shape[3])
-    # Whole tiles of columns; the last tile's surplus columns point at page 0 and are masked. At least two:
-    # from a loop of one XLA would move the gathers out and multiply them in a slower way.
-    columns_per_tile = max(1, _SINGLE_KEY_TILE // pool_P2KZH.shape[3])
-    padded_columns = max(2, -(-num_columns // columns_per_tile)) * columns_per_tile
-    table_BM = jnp.pad(page_table_BM, ((0, 0), (0, padded_columns - num_columns)))
-    context = _Context(pool_P2KZH, table_BM, pages_per_tile, sliding_window, logit_softcap)
+    context = _make_context(pool_P2KZH, page_table_BM, sliding_window, logit_softcap)
+    num_rows = page_table_BM.shape[0]
     scaled_TNH = q_TNH.astype(jnp.float32) * scale
-
     is_single_B = jnp.arange(num_rows) < row_counts[0]
     single_BNH = _single_queries(context, scaled_TNH[:num_rows], jnp.where(is_single_B, context_lens_B, 0))
-    if num_tokens == num_rows:
+    if q_TNH.shape[0] == num_rows:
         return single_BNH.astype(q_TNH.dtype)
     out_TNH = jnp.zeros(q_TNH.shape, jnp.float32).at[:num_rows].set(single_BNH)
+    out_TNH = _query_chunks(context, scaled_TNH, out_TNH, context_lens_B, query_starts, row_counts)
+    return out_TNH.astype(q_TNH.dtype)
+
+
+def tiled_chunk_attention(
+    single_BNH: Float[Array, "B N H"],
+    q_TNH: Float[Array, "T N H"],
+    pool_P2KZH: Float[Array, "P 2 K Z H"],
+    page_table_BM: Int[Array, "B M"],
+    context_lens_B: Int[Array, " B"],
+    query_starts: Int[Array, " B+1"],
+    row_counts: Int[Array, " 2"],
+    *,
+    scale: float,
+    sliding_window: int | None,
+    logit_softcap: float | None,
+) -> Float[Array, "T N H"]:
+    """The outputs of rows of one query, which another implementation worked out, joined by those of the other rows."""
+    context = _make_context(pool_P2KZH, page_table_BM, sliding_window, logit_softcap)
+    out_TNH = jnp.zeros(q_TNH.shape, jnp.float32).at[: single_BNH.shape[0]].set(single_BNH.astype(jnp.float32))
+    scaled_TNH = q_TNH.astype(jnp.float32) * scale
     out_TNH = _query_chunks(context, scaled_TNH, out_TNH, context_lens_B, query_starts, row_counts)
     return out_TNH.astype(q_TNH.dtype)
 
@@ -108,6 +121,18 @@ class _Context(NamedTuple):
     def sees(self, keys: Array, positions: Array) -> Array:
         seen = keys <= positions
         return seen if self.sliding_window is None else seen & (keys > positions - self.sliding_window)
+
+
+def _make_context(
+    pool_P2KZH: Array, page_table_BM: Array, sliding_window: int | None, logit_softcap: float | None
+) -> _Context:
+    page_size, num_columns = pool_P2KZH.shape[3], page_table_BM.shape[1]
+    # Whole tiles of columns; the last tile's surplus columns point at page 0 and are masked. At least two:
+    # from a loop of one XLA would move the gathers out and multiply them in a slower way.
+    columns_per_tile = max(1, _SINGLE_KEY_TILE // page_size)
+    padded_columns = max(2, -(-num_columns // columns_per_tile)) * columns_per_tile
+    table_BM = jnp.pad(page_table_BM, ((0, 0), (0, padded_columns - num_columns)))
+    return _Context(pool_P2KZH, table_BM, max(1, _KEY_TILE // page_size), sliding_window, logit_softcap)
 
 
 def _single_queries(context: _Context, q_BNH: Array, context_lens_B: Array) -> Array:

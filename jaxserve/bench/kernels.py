@@ -1,0 +1,158 @@
+"""Kernels by themselves: checked against the reference, timed over rotating pools, beside the device's own copy rate.
+
+python -m jaxserve.bench.kernels --out decode.json --case 256x1024 --case 16x2048r
+
+A case is BATCHxCONTEXT, one query a row; with an r at the end lengths are uniform between half the
+context and the whole. Each prints one record (docs/performance.md says what stands in it). A run goes
+through several pools one after another inside one program, so that no cache holds what the next reads;
+the time of a layer holds everything a step would launch for it, merges included.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from jaxserve.bench import record
+from pallas_kernels import ragged_paged_attention
+from pallas_kernels.reference import plain_paged_attention
+
+DEFAULT_CASES = (
+    *("1x32768", "4x32768", "16x2048", "16x8192", "32x4096", "64x2048", "128x1024", "128x2048", "256x1024"),
+    *("16x2048r", "32x8192r", "64x2048r", "128x2048r", "256x1024r"),
+)
+_REPEATS = 7
+_RUNS = 12  # of the whole program in one timed repeat: the host's part is hidden behind the device's
+_MAX_ERROR = 2e-2
+
+
+def parser() -> argparse.ArgumentParser:
+    """Command line of the benchmark."""
+    p = argparse.ArgumentParser(prog="python -m jaxserve.bench.kernels", description=__doc__)
+    p.add_argument("--case", action="append", help=f"BATCHxCONTEXT[r]; default {' '.join(DEFAULT_CASES)}")
+    p.add_argument("--implementation", action="append", help="default: mosaic_gpu")
+    p.add_argument("--heads", type=int, default=32, help="query heads")
+    p.add_argument("--kv-heads", type=int, default=8)
+    p.add_argument("--head-dim", type=int, default=128)
+    p.add_argument("--page-size", type=int, default=64)
+    p.add_argument("--layers", type=int, default=6, help="pools gone through in one program")
+    p.add_argument("--commit", default=None, help="of this source, where it is no checkout")
+    p.add_argument("--out", type=Path, default=None, help="append the records to this file, a line each")
+    return p
+
+
+def copy_gbps(num_bytes: int = 2 << 30) -> float:
+    """GB/s of a device-to-device copy of random data, bytes read plus bytes written; the best of several."""
+    source = jax.random.bits(jax.random.key(0), (num_bytes // 4,), jnp.uint32)
+    copy = jax.jit(lambda x: x ^ jnp.uint32(1))
+    seconds = min(_timed(lambda: [copy(source) for _ in range(4)]) for _ in range(5)) / 4
+    return 2 * num_bytes / seconds / 1e9
+
+
+def _timed(run: Callable[[], Any]) -> float:
+    jax.block_until_ready(run())
+    start = time.perf_counter()
+    jax.block_until_ready(run())
+    return time.perf_counter() - start
+
+
+def make_inputs(case: str, args: argparse.Namespace) -> tuple[Array, list[Array], Array, Array]:
+    """Queries, pools, a fragmented page table and context lengths of one case."""
+    batch, context = (int(part) for part in case.rstrip("r").split("x"))
+    rng = np.random.default_rng(0)
+    lens = rng.integers(context // 2, context + 1, batch) if case.endswith("r") else np.full(batch, context)
+    columns = -(-context // args.page_size)
+    shape = (batch * columns, 2, args.kv_heads, args.page_size, args.head_dim)
+    normal = jax.jit(lambda key: jax.random.normal(key, shape, jnp.bfloat16))
+    pools = [normal(jax.random.key(layer, impl="rbg")) for layer in range(args.layers)]
+    table = jnp.asarray(rng.permutation(shape[0]).reshape(batch, columns).astype(np.int32))
+    q = jax.random.normal(jax.random.key(99), (batch, args.heads, args.head_dim), jnp.bfloat16)
+    return q, pools, table, jnp.asarray(lens, jnp.int32)
+
+
+def largest_error(out: Array, q: Array, pool: Array, table: Array, lens: Array, scale: float) -> float:
+    """Against the plain definition in float32, over the first and last rows."""
+    one = jax.jit(
+        lambda q, pool, table, lens: plain_paged_attention(
+            q.astype(jnp.float32), pool, table, lens, jnp.arange(2), jnp.ones(2, jnp.int32),
+            scale=scale, sliding_window=None, logit_softcap=None,
+        )
+    )  # fmt: skip
+    errors: list[float] = []
+    for row in sorted({0, 1, len(lens) // 2, len(lens) - 1} & set(range(len(lens)))):
+        pages = table[row]  # the row's own pages alone: the reference widens the whole pool
+        want = one(q[row : row + 1], pool[pages], jnp.arange(len(pages))[None], lens[row : row + 1])
+        errors.append(float(jnp.abs(out[row : row + 1].astype(jnp.float32) - want).max()))
+    return max(errors)
+
+
+def measure(case: str, implementation: str, copy: float, args: argparse.Namespace) -> dict[str, Any]:
+    """The record of one case. Raises SystemExit where the result is wrong: a wrong kernel has no speed."""
+    q, pools, table, lens = make_inputs(case, args)
+    scale = args.head_dim**-0.5
+    starts, counts = jnp.arange(len(lens) + 1), jnp.full(2, len(lens), jnp.int32)
+
+    def attend(q: Array, pool: Array) -> Array:
+        return ragged_paged_attention(q, pool, table, lens, starts, counts, scale=scale, implementation=implementation)
+
+    @jax.jit
+    def program(q: Array, pools: list[Array]) -> Array:
+        for pool in pools:
+            q = attend(q, pool)
+        return q
+
+    error = largest_error(jax.jit(attend)(q, pools[0]), q, pools[0], table, lens, scale)
+    if not error <= _MAX_ERROR:
+        raise SystemExit(f"{case} {implementation}: off by {error:.2e}, more than {_MAX_ERROR}")
+    jax.block_until_ready(program(q, pools))
+    seconds = [_timed(lambda: [program(q, pools) for _ in range(_RUNS)]) / _RUNS / len(pools) for _ in range(_REPEATS)]
+    median = statistics.median(seconds)
+    num_bytes = int(lens.sum()) * 2 * args.kv_heads * args.head_dim * pools[0].dtype.itemsize
+    gbps = num_bytes / median / 1e9
+    return {
+        "benchmark": "kernels/decode",
+        "kernel": "decode",
+        "implementation": implementation,
+        "case": case,
+        "median_ms": round(1e3 * median, 5),
+        "spread": round(max(seconds) / min(seconds), 3),
+        "gbps": round(gbps, 1),
+        "copy_gbps": round(copy, 1),
+        "bandwidth_fraction": round(gbps / copy, 4),
+        "max_error": float(f"{error:.2e}"),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point."""
+    args = parser().parse_args(argv)
+    device = jax.devices()[0].device_kind
+    shape = {name: getattr(args, name) for name in ("heads", "kv_heads", "head_dim", "page_size", "layers")}
+    base = {
+        "device": device,
+        "commit": args.commit or record.commit(),
+        "versions": record.versions("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin"),
+        "dtype": "bfloat16",
+        "shape": shape,
+    }
+    copy = copy_gbps()
+    print(f"{device}: copies at {copy:.0f} GB/s", flush=True)
+    for implementation in args.implementation or ["mosaic_gpu"]:
+        for case in args.case or DEFAULT_CASES:
+            found = measure(case, implementation, copy, args)
+            print(json.dumps(found), flush=True)
+            if args.out is not None:
+                with args.out.open("a") as file:
+                    file.write(json.dumps(base | found) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Ragged paged attention on Hopper: rows of one query by the decode kernel, prompt chunks by the XLA tiles."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels.mosaic_gpu.decode import TILE, decode_attention
+from pallas_kernels.tuning import decode_config
+from pallas_kernels.xla_attention import tiled_chunk_attention
+
+_HEAD_DIMS = (64, 128, 256)
+
+
+def unsupported(q: jax.Array, pool: jax.Array) -> str | None:
+    """Why this backend cannot serve these arrays, or None. Device apart: see `paged_attention`."""
+    page_size, head_dim = pool.shape[3:]
+    if q.dtype not in (jnp.bfloat16, jnp.float16) or pool.dtype != q.dtype:
+        return f"queries of {q.dtype} over a pool of {pool.dtype}: both must be bfloat16 or both float16"
+    if head_dim not in _HEAD_DIMS:
+        return f"head size {head_dim}: must be one of {_HEAD_DIMS}"
+    if page_size % 8 or (TILE % page_size and page_size % TILE):
+        return f"pages of {page_size} tokens: must be 8, 16, 32 or a multiple of {TILE}"
+    if q.shape[1] // pool.shape[2] > 16:
+        return f"{q.shape[1] // pool.shape[2]} query heads share a KV head: at most 16 may"
+    return None
+
+
+@partial(jax.jit, static_argnames=("scale", "sliding_window", "logit_softcap"))  # traced once for all layers
+def hopper_paged_attention(
+    q_TNH: Float[Array, "T N H"],
+    pool_P2KZH: Float[Array, "P 2 K Z H"],
+    page_table_BM: Int[Array, "B M"],
+    context_lens_B: Int[Array, " B"],
+    query_starts: Int[Array, " B+1"],
+    row_counts: Int[Array, " 2"],
+    *,
+    scale: float,
+    sliding_window: int | None,
+    logit_softcap: float | None,
+) -> Float[Array, "T N H"]:
+    """See `paged_attention.ragged_paged_attention`."""
+    num_rows = page_table_BM.shape[0]
+    is_single_B = jnp.arange(num_rows) < row_counts[0]
+    single_BNH = decode_attention(
+        q_TNH[:num_rows],
+        pool_P2KZH,
+        page_table_BM,
+        jnp.where(is_single_B, context_lens_B, 0),
+        config=decode_config(head_dim=q_TNH.shape[2]),
+        scale=scale,
+        sliding_window=sliding_window,
+        logit_softcap=logit_softcap,
+    )
+    if q_TNH.shape[0] == num_rows:
+        return single_BNH
+    attend_chunks = partial(
+        tiled_chunk_attention, scale=scale, sliding_window=sliding_window, logit_softcap=logit_softcap
+    )
+    return attend_chunks(single_BNH, q_TNH, pool_P2KZH, page_table_BM, context_lens_B, query_starts, row_counts)

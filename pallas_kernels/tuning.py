@@ -1,0 +1,32 @@
+"""Measured choices of kernel shapes, per device."""
+
+from dataclasses import dataclass
+
+import jax
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeConfig:
+    """Shape of the decode kernel's launch.
+
+    num_sms: multiprocessors of the device; workers_per_sm: warpgroups that share one;
+    num_stages: tiles of keys and values that each keeps in flight.
+    """
+
+    num_sms: int
+    workers_per_sm: int
+    num_stages: int
+
+
+def decode_config(*, head_dim: int) -> DecodeConfig:
+    """On an H200 (2026-11-24, Llama-3-8B heads, pages of 64) two workers of two stages beat every other
+    pair of 1 to 3 workers and 1 to 6 stages at batch 32 x 4k and 256 x 1k. Wider heads fill the shared
+    memory with one worker, narrower ones leave room for more stages."""
+    if head_dim > 128:
+        return DecodeConfig(_num_sms(), 1, 2)
+    return DecodeConfig(_num_sms(), 2, 2 if head_dim > 64 else 4)
+
+
+def _num_sms() -> int:
+    """Of the first GPU; compiling without one takes a Hopper's."""
+    return getattr(jax.devices()[0], "core_count", None) or 132
