@@ -40,6 +40,13 @@ To run it: `python benchmarks/compare_cpu.py --model DIR --peers peers.json --na
 `python benchmarks/render_performance.py`. To measure jaxserve alone:
 `python -m jaxserve.bench.offline --model DIR --workload offline --lengths lognormal --dtype float32`.
 """
+KERNEL_INTRO = """## Decode attention on a GPU
+
+`python -m jaxserve.bench.kernels`: one query a row over a paged pool with a fragmented table, through several pools in
+turn so that no cache helps, everything included that a layer launches. GB/s counts keys and values once; the copy is
+device to device, bytes read plus bytes written, in the same run. An r marks lengths between half the context and the
+whole. No other engine's kernel has been measured beside it yet.
+"""
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
@@ -112,13 +119,34 @@ def provenance(runs: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
     return "\n".join(["### Where these come from\n", *lines.values(), ""])
 
 
+def kernel_section(records: list[dict[str, Any]]) -> str:
+    """The newest run of the decode kernel, a line for each case."""
+    decode = [record for record in records if record["benchmark"] == "kernels/decode"]
+    if not decode:
+        return ""
+    decode = [record for record in decode if record["file"] == decode[-1]["file"]]
+    first = decode[0]
+    shape = ", ".join(f"{name} {value}" for name, value in first["shape"].items())
+    lines = [
+        f"{KERNEL_INTRO}\n{first['device']}, {first['dtype']}, {shape}; a copy moves {first['copy_gbps']:.0f} GB/s.\n",
+        "| rows x context | implementation | us a layer | GB/s | of the copy | spread | largest error |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for record in decode:
+        lines.append(
+            f"| {record['case']} | {record['implementation']} | {1e3 * record['median_ms']:.1f} | {record['gbps']:.0f} "
+            f"| {record['bandwidth_fraction']:.3f} | {record['spread']:.2f} | {record['max_error']:.1e} |"
+        )
+    return "\n".join([*lines, "", provenance({("kernels/decode", first["dtype"]): decode})])
+
+
 def render(records: list[dict[str, Any]]) -> str:
     """The whole page."""
     runs = newest_runs(records)
     if not runs:
         return INTRO + "\nNo comparison has been recorded yet.\n"
     sections = [section(benchmark, runs) for benchmark in TITLES if any(key[0] == benchmark for key in runs)]
-    return "\n".join([INTRO, "## Side by side on a CPU\n", *sections, provenance(runs)])
+    return "\n".join([INTRO, "## Side by side on a CPU\n", *sections, provenance(runs), kernel_section(records)])
 
 
 def main() -> None:
