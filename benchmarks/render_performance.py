@@ -132,11 +132,11 @@ def kernel_section(records: list[dict[str, Any]]) -> str:
         "| rows x context | implementation | us a layer | GB/s | of the copy | spread | largest error |",
         "|---|---|---:|---:|---:|---:|---:|",
     ]
-    for record in decode:
-        lines.append(
-            f"| {record['case']} | {record['implementation']} | {1e3 * record['median_ms']:.1f} | {record['gbps']:.0f} "
-            f"| {record['bandwidth_fraction']:.3f} | {record['spread']:.2f} | {record['max_error']:.1e} |"
-        )
+    lines += [
+        f"| {record['case']} | {record['implementation']} | {1e3 * record['median_ms']:.1f} | {record['gbps']:.0f} "
+        f"| {record['bandwidth_fraction']:.3f} | {record['spread']:.2f} | {record['max_error']:.1e} |"
+        for record in decode
+    ]
     return "\n".join([*lines, "", provenance({("kernels/decode", first["dtype"]): decode})])
 
 

@@ -16,7 +16,7 @@ def make_case(
     heads=4,
     kv_heads=2,
     head_dim=16,
-    dtype=np.float32,
+    dtype: Any = np.float32,
     seed=0,
 ):
     """A packed step with a fragmented page table; pages outside the table are poisoned with NaN."""

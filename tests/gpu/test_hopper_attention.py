@@ -38,7 +38,7 @@ def compare(arrays: Any, used: int, head_dim: int, **options: Any) -> None:
 
 def decode_case(lens: list[int], num_padding: int = 0, **shape: Any) -> tuple[Any, int]:
     rows = len(lens) + num_padding
-    defaults = dict(page_size=64, head_dim=128, heads=8, kv_heads=2, dtype=jnp.bfloat16)
+    defaults: dict[str, Any] = dict(page_size=64, head_dim=128, heads=8, kv_heads=2, dtype=jnp.bfloat16)
     return make_case([1] * len(lens), lens, num_rows=rows, num_tokens=rows, **(defaults | shape))
 
 
