@@ -1,0 +1,44 @@
+"""The kernel benchmark, on the implementation that runs anywhere."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from jaxserve.bench import kernels
+
+SMALL = ["--heads", "4", "--kv-heads", "2", "--head-dim", "16", "--page-size", "8", "--layers", "2"]
+
+
+@pytest.fixture(autouse=True)
+def _few_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_REPEATS", 2)
+    monkeypatch.setattr(kernels, "_RUNS", 2)
+    monkeypatch.setattr(kernels, "copy_gbps", partial(kernels.copy_gbps, 1 << 20))
+
+
+def test_a_record_a_case_with_what_the_figures_rest_on(tmp_path: Path) -> None:
+    out = tmp_path / "records.json"
+    cases = ["--case", "3x40r", "--case", "1x9", "--implementation", "xla"]
+    kernels.main([*SMALL, *cases, "--commit", "abc", "--out", str(out)])
+    first, second = (json.loads(line) for line in out.read_text().splitlines())
+    assert (first["case"], second["case"]) == ("3x40r", "1x9")
+    for record in (first, second):
+        assert record["commit"] == "abc" and record["implementation"] == "xla" and record["device"]
+        assert record["max_error"] <= 2e-2 and record["median_ms"] > 0
+        assert record["bandwidth_fraction"] == pytest.approx(record["gbps"] / record["copy_gbps"], abs=0.05)
+    read = 9 * 2 * 2 * 16 * 2  # keys and values of nine tokens and two heads of sixteen, two bytes each
+    assert second["gbps"] == pytest.approx(read / second["median_ms"] / 1e6, abs=0.06)
+
+
+def test_ragged_lengths_stay_between_half_and_whole() -> None:
+    args = kernels.parser().parse_args(SMALL)
+    lens = kernels.make_inputs("20x64r", args)[3]
+    assert 32 <= int(lens.min()) < int(lens.max()) <= 64
+
+
+def test_a_wrong_kernel_has_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "ragged_paged_attention", lambda q, *_, **__: 2 * q)
+    with pytest.raises(SystemExit, match="off by"):
+        kernels.main([*SMALL, "--case", "2x16", "--implementation", "xla"])
