@@ -53,6 +53,22 @@ def test_refuses_contradicting_shapes():
         ragged_paged_attention(*arrays, scale=1.0, implementation="magic")
 
 
+def test_the_hopper_kernel_is_refused_by_name_and_not_chosen_where_it_cannot_run():
+    arrays, _ = make_case(**CASES["decode_alone"])
+    with pytest.raises(ValueError, match="does not take queries of float32"):
+        ragged_paged_attention(*arrays, scale=1.0, implementation="mosaic_gpu")
+    for options, reason in (
+        ({"head_dim": 96}, "head size 96"),
+        ({"head_dim": 128, "page_size": 48}, "pages of 48"),
+        ({"head_dim": 128, "heads": 32, "kv_heads": 1}, "32 query heads"),
+    ):
+        odd, _ = make_case(**(CASES["decode_alone"] | {"dtype": jnp.bfloat16} | options))
+        with pytest.raises(ValueError, match=reason):
+            ragged_paged_attention(*odd, scale=1.0, implementation="mosaic_gpu")
+        got = ragged_paged_attention(*odd, scale=1.0)  # "auto"
+        np.testing.assert_array_equal(got, ragged_paged_attention(*odd, scale=1.0, implementation="xla"))
+
+
 def test_write_puts_each_token_in_its_slot_and_drops_padding():
     pool = jnp.zeros((3, 2, 2, 4, 8))
     k = jnp.arange(3 * 2 * 8, dtype=jnp.float32).reshape(3, 2, 8) + 1
