@@ -1,4 +1,4 @@
-"""Ragged paged attention on Hopper: rows of one query by the decode kernel, prompt chunks by the XLA tiles."""
+"""Ragged paged attention on Hopper: rows of one query by the decode kernel, prompt chunks by the prefill kernel."""
 
 from functools import partial
 
@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.mosaic_gpu.decode import TILE, decode_attention
-from pallas_kernels.tuning import decode_config
-from pallas_kernels.xla_attention import tiled_chunk_attention
+from pallas_kernels.mosaic_gpu.prefill import prefill_attention
+from pallas_kernels.tuning import decode_config, prefill_config
 
 _HEAD_DIMS = (64, 128, 256)
 
@@ -55,7 +55,17 @@ def hopper_paged_attention(
     )
     if q_TNH.shape[0] == num_rows:
         return single_BNH
-    attend_chunks = partial(
-        tiled_chunk_attention, scale=scale, sliding_window=sliding_window, logit_softcap=logit_softcap
+    out_TNH = prefill_attention(
+        q_TNH,
+        pool_P2KZH,
+        page_table_BM,
+        context_lens_B,
+        query_starts,
+        row_counts,
+        config=prefill_config(head_dim=q_TNH.shape[2]),
+        scale=scale,
+        sliding_window=sliding_window,
+        logit_softcap=logit_softcap,
     )
-    return attend_chunks(single_BNH, q_TNH, pool_P2KZH, page_table_BM, context_lens_B, query_starts, row_counts)
+    # Rows of one query come first, so each one's index is its row.
+    return out_TNH.at[:num_rows].set(jnp.where(is_single_B[:, None, None], single_BNH, out_TNH[:num_rows]))
