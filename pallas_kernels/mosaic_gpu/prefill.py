@@ -117,28 +117,28 @@ def _kernel(shape: _Shape, dtype: jnp.dtype, *, scale: float, sliding_window: in
 
     def body(q_ref, pool_ref, table_ref, items_ref, num_items_ref, out_ref,
              q_smem2, k_smem, v_smem, out_smem2, q_ready, k_ready, v_ready, k_read, v_read, turn):  # fmt: skip
-        worker = lax.axis_index("worker")
         warpgroup = lax.axis_index("wg")
-        total = num_items_ref[0] * shape.num_units
-        num_rounds = lax.div(total + shape.num_workers - 1, shape.num_workers)
 
-        last = dealt_index(jnp.maximum(num_rounds - 1, 0), worker, shape.num_workers)
-        num_mine = jnp.where(last < total, num_rounds, jnp.maximum(num_rounds - 1, 0))
+        def count_mine():
+            total = num_items_ref[0] * shape.num_units
+            num_turns = lax.div(total + shape.num_workers - 1, shape.num_workers)
+            last = dealt_index(num_turns - 1, lax.axis_index("worker"), shape.num_workers)
+            return jnp.where((num_turns > 0) & (last >= total), num_turns - 1, num_turns)
 
         def item_of(turn):
-            index = jnp.minimum(dealt_index(turn, worker, shape.num_workers), jnp.maximum(total - 1, 0))
+            index = dealt_index(turn, lax.axis_index("worker"), shape.num_workers)
             line = lax.div(index, shape.num_units)
             return _Item(*(items_ref[line, i] for i in range(8)), unit=lax.rem(index, shape.num_units))
 
         @pl.when(warpgroup == 2)
         def _():
             plgpu.set_max_registers(32, action="decrease")
-            fetch_all(item_of, num_mine, pool_ref, table_ref, k_smem, v_smem, k_ready, v_ready, k_read, v_read)
+            fetch_all(item_of, count_mine(), pool_ref, table_ref, k_smem, v_smem, k_ready, v_ready, k_read, v_read)
 
         @pl.when(warpgroup < 2)
         def _():
             plgpu.set_max_registers(240, action="increase")
-            attend_all(warpgroup, item_of, num_mine, q_ref, out_ref, q_smem2.at[warpgroup], k_smem, v_smem,
+            attend_all(warpgroup, item_of, count_mine(), q_ref, out_ref, q_smem2.at[warpgroup], k_smem, v_smem,
                        out_smem2.at[warpgroup], q_ready.at[warpgroup], k_ready, v_ready, k_read, v_read,
                        turn)  # fmt: skip
 
@@ -276,11 +276,13 @@ def _kernel(shape: _Shape, dtype: jnp.dtype, *, scale: float, sliding_window: in
                 num_plain, item.num_tiles, lambda j, carry: step(j, carry, masked=True), carry
             )
             acc = acc * lax.broadcast_in_dim(1 / jnp.maximum(total, 1e-30), acc.shape, [0])
-            store(acc.astype(dtype), item, first_query)
+            store(acc.astype(dtype), i)
             fetch_queries(i + 1)  # all four warps are done with the old ones: `store` synchronised them
             return done + item.num_tiles
 
-        def store(out, item, first_query):
+        def store(out, i):
+            item = item_of(i)  # read again: kept, its numbers would take registers from the loop
+            first_query = shape.first_query(item, warpgroup)
             head = shape.head(item.unit, warpgroup)
             is_whole = (first_query >= item.start) & (first_query + _ROWS <= item.stop)
             for part in range(0, head_dim, width):
