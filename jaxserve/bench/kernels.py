@@ -3,9 +3,10 @@
 python -m jaxserve.bench.kernels --out decode.json --case 256x1024 --case 16x2048r
 
 A case is BATCHxCONTEXT, one query a row; with an r at the end lengths are uniform between half the
-context and the whole. Each prints one record (docs/performance.md says what stands in it). A run goes
-through several pools one after another inside one program, so that no cache holds what the next reads;
-the time of a layer holds everything a step would launch for it, merges included.
+context and the whole. A case CHUNK@CONTEXT is of prompt chunks (`prefill_kernels.py`). Each prints one
+record (docs/performance.md says what stands in it). A run goes through several pools one after another
+inside one program, so that no cache holds what the next reads; the time of a layer holds everything a
+step would launch for it.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxserve.bench import record
+from jaxserve.bench import prefill_kernels, record
 from pallas_kernels import ragged_paged_attention
 from pallas_kernels.reference import plain_paged_attention
 
@@ -29,6 +30,7 @@ DEFAULT_CASES = (
     *("1x32768", "4x32768", "16x2048", "16x8192", "32x4096", "64x2048", "128x1024", "128x2048", "256x1024"),
     *("16x2048r", "32x8192r", "64x2048r", "128x2048r", "256x1024r"),
 )
+ALL_CASES = (*DEFAULT_CASES, *prefill_kernels.DEFAULT_CASES)
 _REPEATS = 7
 _RUNS = 12  # of the whole program in one timed repeat: the host's part is hidden behind the device's
 _MAX_ERROR = 2e-2
@@ -37,7 +39,7 @@ _MAX_ERROR = 2e-2
 def parser() -> argparse.ArgumentParser:
     """Command line of the benchmark."""
     p = argparse.ArgumentParser(prog="python -m jaxserve.bench.kernels", description=__doc__)
-    p.add_argument("--case", action="append", help=f"BATCHxCONTEXT[r]; default {' '.join(DEFAULT_CASES)}")
+    p.add_argument("--case", action="append", help=f"BATCHxCONTEXT[r] or CHUNK@CONTEXT; default {' '.join(ALL_CASES)}")
     p.add_argument("--implementation", action="append", help="default: mosaic_gpu")
     p.add_argument("--heads", type=int, default=32, help="query heads")
     p.add_argument("--kv-heads", type=int, default=8)
@@ -143,11 +145,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         "dtype": "bfloat16",
         "shape": shape,
     }
-    copy = copy_gbps()
-    print(f"{device}: copies at {copy:.0f} GB/s", flush=True)
+    copy, matmul = copy_gbps(), prefill_kernels.matmul_tflops()
+    print(f"{device}: copies at {copy:.0f} GB/s, multiplies matrices at {matmul:.0f} TFLOP/s", flush=True)
     for implementation in args.implementation or ["mosaic_gpu"]:
-        for case in args.case or DEFAULT_CASES:
-            found = measure(case, implementation, copy, args)
+        for case in args.case or ALL_CASES:
+            if "@" in case:
+                found = prefill_kernels.measure(case, implementation, matmul, args)
+            else:
+                found = measure(case, implementation, copy, args)
             print(json.dumps(found), flush=True)
             if args.out is not None:
                 with args.out.open("a") as file:
