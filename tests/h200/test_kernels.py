@@ -1,7 +1,7 @@
 """Every kernel, over the corners of its contract, compiled for an H200: it fits, and keeps its values in registers."""
 
 import pytest
-from cases import KERNELS
+from h200_cases import KERNELS
 
 pytestmark = pytest.mark.timeout(900)  # the first test compiles all cases: a minute on two idle cores
 

@@ -2,7 +2,7 @@
 
 import jax
 import pytest
-from cases import MEMORY_BYTES, STEPS, llama_8b
+from h200_cases import MEMORY_BYTES, STEPS, llama_8b
 
 from jaxserve.runner.memory import step_bytes
 from jaxserve.runner.step import initial_state

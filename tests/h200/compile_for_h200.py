@@ -1,6 +1,6 @@
 """Compile cases for an H200, leaving what the compilers said in a folder a case.
 
-    python compile_cases.py steps|kernels FOLDER
+    python compile_for_h200.py steps|kernels FOLDER
 
 Runs in the environment that has XLA's CUDA compiler (tests/h200/conftest.py starts it). Left are hlo.txt,
 the optimised program; memory.json; thunks.txt, what XLA will launch; ptxas.txt, the assembler's report on
@@ -12,14 +12,14 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from cases import KERNELS, MEMORY_BYTES, STEPS, llama_8b
+from h200_cases import KERNELS, MEMORY_BYTES, STEPS, llama_8b
 
 from jaxserve.models.weights import abstract_params
 from jaxserve.runner.lowering import compiler_options, lower_step
@@ -30,7 +30,7 @@ _MEMORY_FIELDS = ("argument", "output", "alias", "temp")
 
 
 @contextlib.contextmanager
-def stdout_into(path: Path) -> Iterator[None]:
+def stdout_into(path: Path) -> Generator[None]:
     """What compiled code prints too: the file descriptor itself goes there."""
     sys.stdout.flush()
     kept = os.dup(1)

@@ -1,4 +1,4 @@
-"""Reading what the compilers left of one program (tests/h200/compile_cases.py)."""
+"""Reading what the compilers left of one program (tests/h200/compile_for_h200.py)."""
 
 import json
 import re
@@ -78,6 +78,8 @@ class Program:
         """What runs from the end of the middle layer's kernels of ours to the end of the next layer's."""
         ours = [i for i, launch in enumerate(self.launches) if launch.is_ours]
         each = len(ours) // num_layers
+        if each == 0:
+            raise ValueError(f"{self.name}: {len(ours)} calls of kernels of ours in {num_layers} layers")
         middle = num_layers // 2 * each
         return self.launches[ours[middle - 1] + 1 : ours[middle + each - 1] + 1]
 
