@@ -49,7 +49,11 @@ def leave(folder: Path, lowered: jax.stages.Lowered) -> None:
         options = compiler_options("gpu") | {"xla_dump_to": dumps, "xla_dump_hlo_as_text": True}
         with stdout_into(folder / "ptxas.txt"):
             compiled = lowered.compile(options)
-        (thunks,) = Path(dumps).glob("*.thunk_sequence_after_thunk_passes.txt")
+        # Written after the passes only where they changed something, such as made a command buffer.
+        thunks = [
+            *Path(dumps).glob("*.thunk_sequence_after_thunk_passes.txt"),
+            *Path(dumps).glob("*.thunk_sequence.txt"),
+        ][0]
         (folder / "thunks.txt").write_bytes(thunks.read_bytes())
     (folder / "hlo.txt").write_text(compiled.as_text() or "")
     memory: Any = compiled.memory_analysis()

@@ -23,8 +23,3 @@ def test_no_kernel_spills(kernels, name):
     assert found
     assert all(kernel.spill_bytes == 0 and kernel.stack_bytes == 0 for kernel in found), found
     assert all(kernel.registers <= 255 for kernel in found), found
-
-
-def test_attention_is_one_command_buffer(kernels):
-    for name in KERNELS:
-        assert [launch.kind for launch in kernels(name).launches if launch.depth == 0] == ["kCommandBuffer"], name
