@@ -113,6 +113,8 @@ class EngineConfig:
 
     model_path: the local checkpoint directory. max_logprobs: the most log probabilities a request
     may ask for (-1: the whole vocabulary). check_inputs: validate every page table before dispatch.
+    attention_implementation: see `pallas_kernels.ragged_paged_attention`; a program for a device that
+    is not there must name one, as "auto" looks at the devices that are.
     """
 
     model: ModelConfig
@@ -124,6 +126,12 @@ class EngineConfig:
     max_logprobs: int = 20
     check_inputs: bool = False
     compilation_cache_dir: str | None = None
+    attention_implementation: str = "auto"
+
+    @property
+    def num_logprobs(self) -> int:
+        """Entries in every list of most likely tokens that a step returns."""
+        return self.max_logprobs if self.max_logprobs >= 0 else self.model.vocab_size
 
 
 def take_aliases[T](cls: type[T]) -> type[T]:

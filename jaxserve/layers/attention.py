@@ -13,6 +13,7 @@ class PagedAttention:
     pools: one `[P, 2, K, Z, H]` array a layer; each call replaces its layer's entry, so after the
     model ran `pools` holds the updated arrays. All of a step's keys are written before any query of
     that layer reads, so requests of one step may share pages that this very step fills.
+    implementation: see `ragged_paged_attention`.
     """
 
     def __init__(
@@ -21,11 +22,13 @@ class PagedAttention:
         pools: list[Float[Array, "P 2 K Z H"]],
         batch: StepBatch,
         page_table_BM: Int[Array, "B M"],
+        implementation: str = "auto",
     ) -> None:
         self.pools = list(pools)
         self._config = config
         self._batch = batch
         self._page_table_BM = page_table_BM
+        self._implementation = implementation
 
     def __call__(
         self, layer: int, q_TNH: Float[Array, "T N H"], k_TKH: Float[Array, "T K H"], v_TKH: Float[Array, "T K H"]
@@ -41,4 +44,5 @@ class PagedAttention:
             batch.row_counts,
             scale=self._config.head_dim**-0.5,
             sliding_window=self._config.sliding_windows[layer],
+            implementation=self._implementation,
         )

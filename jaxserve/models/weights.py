@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -84,6 +84,12 @@ def load_params(config: ModelConfig, path: Path, load_format: str = "auto", seed
                 leaves.append(jax.device_put(_assemble(layout[parameter], leaf, sources)))
                 bar.update(leaves[-1].nbytes)
     return LoadedModel(graphdef, leaves, treedef)
+
+
+def abstract_params(config: ModelConfig) -> LoadedModel:
+    """The model of `config` without weights: leaves that are shapes and dtypes only, for compiling and planning."""
+    graphdef, abstract, treedef = _abstract(config)
+    return LoadedModel(graphdef, cast("list[jax.Array]", list(abstract.values())), treedef)
 
 
 def random_params(config: ModelConfig, seed: int) -> LoadedModel:
