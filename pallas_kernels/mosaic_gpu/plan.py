@@ -18,13 +18,14 @@ class DecodePlan(NamedTuple):
     """Made once a step from the context lengths alone, the same for every layer.
 
     work_WI: of each worker the row, head and tile (of that head) it begins with, its number of tiles
-    and of segments.
-    merge_WI: of each worker whether its last segment begins a head that later workers go on with (0 or
-    1), which of its two partial results holds it, the number of workers that go on, row and head.
+    and of segments, and (the same for all) the number of rows with a context.
+    parts_WI: how the head that worker w begins with, inside its tiles or at them, was cut: the worker
+    with the head's first part, which of that worker's two partial results it is (0 or 1), and the
+    number of workers that go on with the head. The last line is of nobody.
     """
 
-    work_WI: Int[Array, "W 5"]
-    merge_WI: Int[Array, "W 5"]
+    work_WI: Int[Array, "W 6"]
+    parts_WI: Int[Array, "W+1 3"]
 
 
 def tile_range(context_len: Array, tile: int, sliding_window: int | None) -> tuple[Array, Array]:
@@ -41,30 +42,29 @@ def plan_decode(
     tiles_B = tile_range(context_lens_B, tile, sliding_window)[1]
     ends_B = num_heads * jnp.cumsum(tiles_B)
     total = ends_B[-1]
-    workers = jnp.arange(num_workers + 1)
     num_active = jnp.clip(total, 1, num_workers)
-    starts = jnp.minimum(workers, num_active) * total // num_active
+    starts = jnp.minimum(jnp.arange(num_workers + 1), num_active) * total // num_active
 
     rows = jnp.minimum(jnp.searchsorted(ends_B, starts, side="right", method="compare_all"), num_rows - 1)
     row_tiles = jnp.maximum(tiles_B[rows], 1)
     within = starts - (ends_B[rows] - num_heads * tiles_B[rows])
     heads, tiles = within // row_tiles, within % row_tiles
-    row_heads = rows * num_heads + heads
-    head_starts = starts - tiles
     counts = jnp.diff(starts)
+    num_used = jnp.sum(tiles_B > 0)
     # A worker ends inside a head's tiles where the next one does not begin with a head's first tile.
+    row_heads = jnp.where(starts < total, rows * num_heads + heads, num_used * num_heads)
     ends_inside = (tiles[1:] > 0) & (starts[1:] < total)
-    num_segments = row_heads[1:] - row_heads[:-1] + ends_inside
-    num_segments = jnp.where(starts[1:] < total, num_segments, _last_segments(rows, heads, num_heads, tiles_B))
-    work_WI = jnp.stack([rows[:-1], heads[:-1], tiles[:-1], counts, jnp.where(counts > 0, num_segments, 0)], axis=-1)
+    num_segments = jnp.where(counts > 0, jnp.diff(row_heads) + ends_inside, 0)
+    used = jnp.broadcast_to(num_used, counts.shape)
+    work_WI = jnp.stack([rows[:-1], heads[:-1], tiles[:-1], counts, num_segments, used], axis=-1)
 
-    leads = ends_inside & (head_starts[1:] >= starts[:-1]) & (counts > 0)
-    last_workers = jnp.searchsorted(starts, head_starts[1:] + row_tiles[1:], side="left", method="compare_all") - 1
-    is_second = head_starts[1:] > starts[:-1]
-    merge_WI = jnp.stack([leads, is_second, last_workers - workers[:-1], rows[1:], heads[1:]], axis=-1)
-    return DecodePlan(work_WI.astype(jnp.int32), merge_WI.astype(jnp.int32))
+    head_starts = starts - tiles
 
+    def worker_of(tiles: Array) -> Array:
+        """The last worker that starts at or before a tile: starts[w] <= t is w * total < (t + 1) * num_active."""
+        return ((tiles + 1) * num_active - 1) // jnp.maximum(total, 1)
 
-def _last_segments(rows: Array, heads: Array, num_heads: int, tiles_B: Array) -> Array:
-    """Segments of a worker that goes on to the end of all tiles."""
-    return jnp.sum(tiles_B > 0) * num_heads - (rows[:-1] * num_heads + heads[:-1])
+    leaders = worker_of(head_starts)
+    is_second = leaders * total // num_active < head_starts
+    parts_WI = jnp.stack([leaders, is_second, worker_of(head_starts + row_tiles - 1) - leaders], axis=-1)
+    return DecodePlan(work_WI.astype(jnp.int32), parts_WI.astype(jnp.int32))

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.mosaic_gpu.decode import TILE, decode_attention
+from pallas_kernels.mosaic_gpu.decode import decode_attention
+from pallas_kernels.mosaic_gpu.decode_launch import TILE
 from pallas_kernels.tuning import decode_config
 from pallas_kernels.xla_attention import tiled_chunk_attention
 
