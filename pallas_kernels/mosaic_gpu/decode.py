@@ -47,7 +47,7 @@ def decode_attention(
         num_rows, num_kv_heads, width, head_dim, num_pages, page_size, page_table_BM.shape[1], q_BNH.dtype,
         config.num_sms * config.workers_per_sm, config.num_stages, scale, sliding_window, logit_softcap, interpret,
     )  # fmt: skip
-    plan = plan_decode(
+    plan_WI = plan_decode(
         context_lens_B,
         num_heads=num_kv_heads,
         tile=TILE,
@@ -56,9 +56,7 @@ def decode_attention(
     )
     if workspace is None:
         workspace = jax.new_ref(jnp.zeros(shape.num_workers, jnp.int32))
-    out_BKGH, *_ = _kernel(shape)(
-        q_BKGH, pool_P2KZH, page_table_BM, context_lens_B, plan.work_WI, plan.parts_WI, workspace
-    )
+    out_BKGH, *_ = _kernel(shape)(q_BKGH, pool_P2KZH, page_table_BM, context_lens_B, plan_WI, workspace)
     return out_BKGH[:, :, :group].reshape(q_BNH.shape)
 
 

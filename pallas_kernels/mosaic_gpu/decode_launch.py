@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import mosaic_gpu as plgpu
+from jaxtyping import Array
+
+from pallas_kernels.mosaic_gpu.plan import PlanLine
 
 TILE = 64  # keys of one step: the least a wgmma over keys can take
 OPERAND_ROWS = 64  # of a wgmma operand: the query heads of one KV head are its first rows
@@ -85,8 +88,7 @@ class DecodeRefs(NamedTuple):
     pool: Any  # [P, 2, K, Z, H]
     table: Any  # [B, M]
     lens: Any  # [B]
-    work: Any  # DecodePlan.work_WI
-    parts: Any  # DecodePlan.parts_WI
+    plan: Any  # [W, 9], a `PlanLine` a worker
     counters: Any  # [W] parts of a head left so far; 0 between launches
     out: Any
     partial: Any
@@ -100,3 +102,7 @@ class DecodeRefs(NamedTuple):
     q_ready: Any
     k_ready: Any
     v_ready: Any
+
+
+def plan_line(refs: DecodeRefs, worker: Array) -> PlanLine:
+    return PlanLine(*(refs.plan[worker, i] for i in range(len(PlanLine._fields))))

@@ -15,7 +15,7 @@ from jax.experimental.mosaic.gpu.utils import inline_ptx, memref_ptr
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
-from pallas_kernels.mosaic_gpu.decode_launch import MASKED, DecodeRefs, DecodeShape
+from pallas_kernels.mosaic_gpu.decode_launch import MASKED, DecodeRefs, DecodeShape, plan_line
 
 _MERGED_AT_ONCE = 8  # partial results
 
@@ -37,9 +37,10 @@ def leave_part(shape: DecodeShape, refs: DecodeRefs, index: Array, acc: Array, l
     plgpu.wait_smem_to_gmem(0)
 
 
-def merge_if_last(shape: DecodeShape, refs: DecodeRefs, line: Array, row: Array, head: Array) -> None:
-    """To be called once a part is left. line: of `DecodePlan.parts_WI`, for the part's head."""
-    leader, is_second, last = refs.parts[line, 0], refs.parts[line, 1], refs.parts[line, 2]
+def merge_if_last(shape: DecodeShape, refs: DecodeRefs, worker: Array, row: Array, head: Array) -> None:
+    """To be called once a part is left. worker: one that begins inside the part's head."""
+    line = plan_line(refs, worker)
+    leader, is_second, last = line.leader, line.is_second, line.num_following
     ticket = _take_ticket(shape, refs, leader)
 
     @pl.when(ticket == last)

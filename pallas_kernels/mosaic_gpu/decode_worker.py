@@ -19,7 +19,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
-from pallas_kernels.mosaic_gpu.decode_launch import MASKED, OPERAND_ROWS, TILE, DecodeRefs, DecodeShape
+from pallas_kernels.mosaic_gpu.decode_launch import MASKED, OPERAND_ROWS, TILE, DecodeRefs, DecodeShape, plan_line
 from pallas_kernels.mosaic_gpu.decode_merge import leave_part, merge_if_last
 from pallas_kernels.mosaic_gpu.plan import tile_range
 
@@ -46,28 +46,27 @@ def work(shape: DecodeShape, *references: Any) -> None:
     """The kernel's body."""
     refs = DecodeRefs(*references)
     worker = lax.axis_index("worker")
-    place = Place(refs.work[worker, 0], refs.work[worker, 1], refs.work[worker, 2])
-    num_tiles, num_segments = refs.work[worker, 3], refs.work[worker, 4]
+    line = plan_line(refs, worker)
+    place = Place(line.row, line.head, line.tile)
 
-    @pl.when(num_segments > 0)
+    @pl.when(line.num_segments > 0)
     def _():
         _fetch_queries(shape, refs, place, jnp.int32(0))
 
     cursor = place
     for stage in range(shape.num_stages):
-        cursor = _fetch_next(shape, refs, jnp.int32(stage), num_tiles, cursor)
-    _clear_idle_rows(shape, refs, worker)
+        cursor = _fetch_next(shape, refs, jnp.int32(stage), line.num_tiles, cursor)
+    _clear_idle_rows(shape, refs, worker, line.num_used)
 
     def segment(number, carry):
         return _segment(shape, refs, worker, number, *carry)
 
-    lax.fori_loop(0, num_segments, segment, (jnp.int32(0), place, cursor))
+    lax.fori_loop(0, line.num_segments, segment, (jnp.int32(0), place, cursor))
     plgpu.wait_smem_to_gmem(0)
 
 
-def _clear_idle_rows(shape: DecodeShape, refs: DecodeRefs, worker: Array) -> None:
+def _clear_idle_rows(shape: DecodeShape, refs: DecodeRefs, worker: Array, num_used: Array) -> None:
     """Zeros for the heads of rows without a context, which all come last, dealt out to all workers."""
-    num_used = refs.work[worker, 5]
     num_idle = (shape.num_rows - num_used) * shape.num_kv_heads
 
     @pl.when(worker < num_idle)
@@ -150,13 +149,13 @@ def _segment(
     shape: DecodeShape, refs: DecodeRefs, worker: Array, number: Array, done: Array, place: Place, cursor: Place
 ) -> tuple[Array, Place, Place]:
     """One head's tiles of this worker. done: tiles before; place: where the segment begins; cursor: what to fetch."""
-    num_tiles, num_segments = refs.work[worker, 3], refs.work[worker, 4]
+    line = plan_line(refs, worker)
     context_len, first, tiles_of_row = _range_of(shape, refs, place.row)
-    count = jnp.minimum(tiles_of_row - place.tile, num_tiles - done)
+    count = jnp.minimum(tiles_of_row - place.tile, line.num_tiles - done)
     following = _advance(shape, place._replace(tile=place.tile + count - 1), tiles_of_row)
     plgpu.barrier_wait(refs.q_ready)
 
-    @pl.when(number + 1 < num_segments)
+    @pl.when(number + 1 < line.num_segments)
     def _():
         _fetch_queries(shape, refs, following, number + 1)
 
@@ -166,7 +165,7 @@ def _segment(
         base = (first + place.tile + i) * TILE
         softmax = _attend_tile(shape, refs, number, slot, base, context_len, softmax)
         plgpu.commit_smem()  # all four warps are done with the stage
-        return softmax, _fetch_next(shape, refs, done + i + shape.num_stages, num_tiles, cursor)
+        return softmax, _fetch_next(shape, refs, done + i + shape.num_stages, line.num_tiles, cursor)
 
     start = Softmax(_full((OPERAND_ROWS, shape.head_dim), 0.0), _rows_full(MASKED), _rows_full(0.0))
     softmax, cursor = lax.fori_loop(0, count, tile, (start, cursor))
@@ -238,7 +237,13 @@ def _add_values(shape: DecodeShape, refs: DecodeRefs, slot: Array, weights: Arra
 
 
 def _leave(
-    shape: DecodeShape, refs: DecodeRefs, worker: Array, number: Array, place: Place, reaches_end: Array, softmax: Softmax
+    shape: DecodeShape,
+    refs: DecodeRefs,
+    worker: Array,
+    number: Array,
+    place: Place,
+    reaches_end: Array,
+    softmax: Softmax,
 ) -> None:
     """Write a whole head's result, or a part of one; the last part left joins them all."""
     acc = softmax.acc * lax.broadcast_in_dim(1 / jnp.maximum(softmax.total, 1e-30), softmax.acc.shape, [0])
@@ -255,7 +260,7 @@ def _leave(
     def _():
         lse = softmax.top + jnp.log2(softmax.total)
         leave_part(shape, refs, 2 * worker + jnp.minimum(number, 1), acc, lse)
-        # A head begun here is gone on with by the next worker, whose line then tells of it.
+        # A head begun here is gone on with by the next worker.
         merge_if_last(shape, refs, worker + jnp.where(place.tile == 0, 1, 0), place.row, place.head)
 
 

@@ -14,18 +14,24 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 
-class DecodePlan(NamedTuple):
-    """Made once a step from the context lengths alone, the same for every layer.
+class PlanLine(NamedTuple):
+    """A worker's line of the plan.
 
-    work_WI: of each worker the row, head and tile (of that head) it begins with, its number of tiles
-    and of segments, and (the same for all) the number of rows with a context.
-    parts_WI: how the head that worker w begins with, inside its tiles or at them, was cut: the worker
-    with the head's first part, which of that worker's two partial results it is (0 or 1), and the
-    number of workers that go on with the head. The last line is of nobody.
+    row, head, tile: where it begins; tile counts within the head. num_tiles, num_segments: of its run.
+    num_used: rows with a context (the same in every line).
+    How the head that it begins with was cut: leader, the worker with the head's first part; is_second,
+    which of that worker's two partial results it is (0 or 1); num_following, workers that go on with it.
     """
 
-    work_WI: Int[Array, "W 6"]
-    parts_WI: Int[Array, "W+1 3"]
+    row: Array
+    head: Array
+    tile: Array
+    num_tiles: Array
+    num_segments: Array
+    num_used: Array
+    leader: Array
+    is_second: Array
+    num_following: Array
 
 
 def tile_range(context_len: Array, tile: int, sliding_window: int | None) -> tuple[Array, Array]:
@@ -36,35 +42,39 @@ def tile_range(context_len: Array, tile: int, sliding_window: int | None) -> tup
 
 def plan_decode(
     context_lens_B: Int[Array, " B"], *, num_heads: int, tile: int, sliding_window: int | None, num_workers: int
-) -> DecodePlan:
-    """context_lens_B: 0 for rows without a query, all of which come after those with one. num_heads: KV heads."""
+) -> Int[Array, "W 9"]:
+    """A `PlanLine` a worker, made once a step from the context lengths alone, the same for every layer.
+
+    context_lens_B: 0 for rows without a query, all of which come after those with one. num_heads: KV heads.
+    Sums over comparisons, not scans: three small launches.
+    """
     num_rows = context_lens_B.shape[0]
     tiles_B = tile_range(context_lens_B, tile, sliding_window)[1]
-    ends_B = num_heads * jnp.cumsum(tiles_B)
-    total = ends_B[-1]
+    order = jnp.arange(num_rows)
+    ends_B = num_heads * jnp.sum(jnp.where(order[None, :] <= order[:, None], tiles_B[None, :], 0), axis=1)
+    total, num_used = num_heads * jnp.sum(tiles_B), jnp.sum(tiles_B > 0)
     num_active = jnp.clip(total, 1, num_workers)
     starts = jnp.minimum(jnp.arange(num_workers + 1), num_active) * total // num_active
 
-    rows = jnp.minimum(jnp.searchsorted(ends_B, starts, side="right", method="compare_all"), num_rows - 1)
+    rows = jnp.minimum(jnp.sum(ends_B[None, :] <= starts[:, None], axis=1), num_rows - 1)
     row_tiles = jnp.maximum(tiles_B[rows], 1)
     within = starts - (ends_B[rows] - num_heads * tiles_B[rows])
     heads, tiles = within // row_tiles, within % row_tiles
     counts = jnp.diff(starts)
-    num_used = jnp.sum(tiles_B > 0)
     # A worker ends inside a head's tiles where the next one does not begin with a head's first tile.
     row_heads = jnp.where(starts < total, rows * num_heads + heads, num_used * num_heads)
     ends_inside = (tiles[1:] > 0) & (starts[1:] < total)
     num_segments = jnp.where(counts > 0, jnp.diff(row_heads) + ends_inside, 0)
-    used = jnp.broadcast_to(num_used, counts.shape)
-    work_WI = jnp.stack([rows[:-1], heads[:-1], tiles[:-1], counts, num_segments, used], axis=-1)
-
-    head_starts = starts - tiles
 
     def worker_of(tiles: Array) -> Array:
         """The last worker that starts at or before a tile: starts[w] <= t is w * total < (t + 1) * num_active."""
         return ((tiles + 1) * num_active - 1) // jnp.maximum(total, 1)
 
+    head_starts = (starts - tiles)[:-1]
     leaders = worker_of(head_starts)
     is_second = leaders * total // num_active < head_starts
-    parts_WI = jnp.stack([leaders, is_second, worker_of(head_starts + row_tiles - 1) - leaders], axis=-1)
-    return DecodePlan(work_WI.astype(jnp.int32), parts_WI.astype(jnp.int32))
+    num_following = worker_of(head_starts + row_tiles[:-1] - 1) - leaders
+    used = jnp.broadcast_to(num_used, counts.shape)
+    begins = rows[:-1], heads[:-1], tiles[:-1]
+    line = PlanLine(*begins, counts, num_segments, used, leaders, is_second, num_following)
+    return jnp.stack([column.astype(jnp.int32) for column in line], axis=-1)

@@ -23,7 +23,9 @@ def attend(lens: list[int], num_rows: int, num_workers: int, **options: Any) -> 
     """The kernel's result and the reference's, which is in float32."""
     shape: dict[str, Any] = dict(page_size=16, heads=4, kv_heads=2, head_dim=64)
     shape |= {name: options.pop(name) for name in shape.keys() & options.keys()}
-    arrays, _ = make_case([1] * len(lens), lens or [0], num_rows=num_rows, num_tokens=num_rows, dtype=jnp.bfloat16, **shape)
+    arrays, _ = make_case(
+        [1] * len(lens), lens or [0], num_rows=num_rows, num_tokens=num_rows, dtype=jnp.bfloat16, **shape
+    )
     q, pool, table, contexts, starts, counts = arrays
     options = {"sliding_window": None, "logit_softcap": None, "scale": SCALE} | options
     config = DecodeConfig(num_workers, 1, 2)

@@ -23,16 +23,18 @@ def test_every_tile_is_done_once_and_every_part_merged(
 ) -> None:
     num_padding += not lens  # a step has rows, if only padding
     lens = lens + [0] * num_padding
-    plan = plan_decode(
-        jnp.asarray(lens, jnp.int32), num_heads=num_heads, tile=TILE, sliding_window=window, num_workers=num_workers
-    )
+    plan = np.asarray(
+        plan_decode(
+            jnp.asarray(lens, jnp.int32), num_heads=num_heads, tile=TILE, sliding_window=window, num_workers=num_workers
+        )
+    ).tolist()
     first = [max(n - window, 0) // TILE if window else 0 for n in lens]
     tiles = [-(-n // TILE) - skipped for n, skipped in zip(lens, first, strict=True)]
     total = num_heads * sum(tiles)
     done: list[tuple[int, int, int]] = []
     parts: dict[int, tuple[int, int, int, int]] = {}
     heads: dict[tuple[int, int], set[int]] = {}
-    for worker, (row, head, tile, count, segments, used) in enumerate(np.asarray(plan.work_WI).tolist()):
+    for worker, (row, head, tile, count, segments, used, *_) in enumerate(plan):
         assert used == len(lens) - num_padding
         assert count <= total // min(num_workers, max(total, 1)) + 1  # evenly shared
         left = count
@@ -55,7 +57,7 @@ def test_every_tile_is_done_once_and_every_part_merged(
     leaders: list[int] = []
     for (row, head), lines in heads.items():
         # Every part's line says the same: whichever part is the last one left, the head is merged from all.
-        ((leader, second, following),) = {tuple(np.asarray(plan.parts_WI)[line].tolist()) for line in lines}
+        ((leader, second, following),) = {tuple(plan[line][6:]) for line in lines}
         indices = [2 * leader + second, *(2 * (leader + i) for i in range(1, following + 1))]
         end = 0
         for index in indices:
