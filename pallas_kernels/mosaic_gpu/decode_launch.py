@@ -55,10 +55,10 @@ class DecodeShape:
         return max(1, TILE // self.page_size)
 
     def outputs(self) -> list[jax.ShapeDtypeStruct]:
-        """The result, and of each worker's two partial results the values (two 16-bit parts) and log2 of the sums."""
+        """The result, and of each worker's two partial results the values and log2 of the sums."""
         return [
             jax.ShapeDtypeStruct((self.num_rows, self.num_kv_heads, self.group, self.head_dim), self.dtype),
-            jax.ShapeDtypeStruct((2 * self.num_workers, 2, self.group, self.head_dim), self.dtype),
+            jax.ShapeDtypeStruct((2 * self.num_workers, self.group, self.head_dim), jnp.float32),
             jax.ShapeDtypeStruct((2 * self.num_workers, OPERAND_ROWS), jnp.float32),
         ]
 
@@ -73,7 +73,6 @@ class DecodeShape:
             plgpu.SMEM((OPERAND_ROWS, self.head_dim), self.dtype, transforms=transforms),
             stages,
             stages,
-            plgpu.SMEM((OPERAND_ROWS,), jnp.float32),
             plgpu.SMEM((1,), jnp.int32),
             plgpu.Barrier(),
             filled,
@@ -88,7 +87,7 @@ class DecodeRefs(NamedTuple):
     pool: Any  # [P, 2, K, Z, H]
     table: Any  # [B, M]
     lens: Any  # [B]
-    plan: Any  # [W, 9], a `PlanLine` a worker
+    plan: Any  # [W, 8], a `PlanLine` a worker
     counters: Any  # [W] parts of a head left so far; 0 between launches
     out: Any
     partial: Any
@@ -97,7 +96,6 @@ class DecodeRefs(NamedTuple):
     out_smem: Any
     k_smem: Any
     v_smem: Any
-    lse_smem: Any
     ticket_smem: Any
     q_ready: Any
     k_ready: Any
@@ -106,3 +104,8 @@ class DecodeRefs(NamedTuple):
 
 def plan_line(refs: DecodeRefs, worker: Array) -> PlanLine:
     return PlanLine(*(refs.plan[worker, i] for i in range(len(PlanLine._fields))))
+
+
+def part_of(shape: DecodeShape, worker: Array, is_first: Array) -> Array:
+    """The line of a worker's partial result: of the head that it begins, or of the one that it goes on with."""
+    return worker + jnp.where(is_first, 0, shape.num_workers)

@@ -19,7 +19,15 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
-from pallas_kernels.mosaic_gpu.decode_launch import MASKED, OPERAND_ROWS, TILE, DecodeRefs, DecodeShape, plan_line
+from pallas_kernels.mosaic_gpu.decode_launch import (
+    MASKED,
+    OPERAND_ROWS,
+    TILE,
+    DecodeRefs,
+    DecodeShape,
+    part_of,
+    plan_line,
+)
 from pallas_kernels.mosaic_gpu.decode_merge import leave_part, merge_if_last
 from pallas_kernels.mosaic_gpu.plan import tile_range
 
@@ -247,21 +255,20 @@ def _leave(
 ) -> None:
     """Write a whole head's result, or a part of one; the last part left joins them all."""
     acc = softmax.acc * lax.broadcast_in_dim(1 / jnp.maximum(softmax.total, 1e-30), softmax.acc.shape, [0])
-    is_whole = reaches_end & (place.tile == 0)
-    plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the segment before has left `out_smem`
+    begins = place.tile == 0
 
-    @pl.when(is_whole)
+    @pl.when(reaches_end & begins)
     def _():
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)  # the head before has left `out_smem`
         refs.out_smem[...] = acc.astype(shape.dtype)
         plgpu.commit_smem()
         _store_head(shape, refs, place.row, place.head)
 
-    @pl.when(jnp.logical_not(is_whole))
+    @pl.when(jnp.logical_not(reaches_end & begins))
     def _():
-        lse = softmax.top + jnp.log2(softmax.total)
-        leave_part(shape, refs, 2 * worker + jnp.minimum(number, 1), acc, lse)
+        leave_part(shape, refs, part_of(shape, worker, begins), acc, softmax.top + jnp.log2(softmax.total))
         # A head begun here is gone on with by the next worker.
-        merge_if_last(shape, refs, worker + jnp.where(place.tile == 0, 1, 0), place.row, place.head)
+        merge_if_last(shape, refs, worker + jnp.where(begins, 1, 0), place.row, place.head)
 
 
 def _full(shape: tuple[int, int], value: float) -> Array:

@@ -19,8 +19,8 @@ class PlanLine(NamedTuple):
 
     row, head, tile: where it begins; tile counts within the head. num_tiles, num_segments: of its run.
     num_used: rows with a context (the same in every line).
-    How the head that it begins with was cut: leader, the worker with the head's first part; is_second,
-    which of that worker's two partial results it is (0 or 1); num_following, workers that go on with it.
+    How the head that it begins with was cut: leader, the worker with the head's first part;
+    num_following, the workers after it that go on with the head.
     """
 
     row: Array
@@ -30,7 +30,6 @@ class PlanLine(NamedTuple):
     num_segments: Array
     num_used: Array
     leader: Array
-    is_second: Array
     num_following: Array
 
 
@@ -42,7 +41,7 @@ def tile_range(context_len: Array, tile: int, sliding_window: int | None) -> tup
 
 def plan_decode(
     context_lens_B: Int[Array, " B"], *, num_heads: int, tile: int, sliding_window: int | None, num_workers: int
-) -> Int[Array, "W 9"]:
+) -> Int[Array, "W 8"]:
     """A `PlanLine` a worker, made once a step from the context lengths alone, the same for every layer.
 
     context_lens_B: 0 for rows without a query, all of which come after those with one. num_heads: KV heads.
@@ -72,9 +71,8 @@ def plan_decode(
 
     head_starts = (starts - tiles)[:-1]
     leaders = worker_of(head_starts)
-    is_second = leaders * total // num_active < head_starts
     num_following = worker_of(head_starts + row_tiles[:-1] - 1) - leaders
     used = jnp.broadcast_to(num_used, counts.shape)
     begins = rows[:-1], heads[:-1], tiles[:-1]
-    line = PlanLine(*begins, counts, num_segments, used, leaders, is_second, num_following)
+    line = PlanLine(*begins, counts, num_segments, used, leaders, num_following)
     return jnp.stack([column.astype(jnp.int32) for column in line], axis=-1)

@@ -32,19 +32,19 @@ def test_every_tile_is_done_once_and_every_part_merged(
     tiles = [-(-n // TILE) - skipped for n, skipped in zip(lens, first, strict=True)]
     total = num_heads * sum(tiles)
     done: list[tuple[int, int, int]] = []
-    parts: dict[int, tuple[int, int, int, int]] = {}
+    parts: dict[tuple[int, bool], tuple[int, int, int, int]] = {}
     heads: dict[tuple[int, int], set[int]] = {}
     for worker, (row, head, tile, count, segments, used, *_) in enumerate(plan):
         assert used == len(lens) - num_padding
         assert count <= total // min(num_workers, max(total, 1)) + 1  # evenly shared
         left = count
-        for segment in range(segments):
+        for _ in range(segments):
             here = min(tiles[row] - tile, left)
             done += [(row, head, t) for t in range(tile, tile + here)]
             if here < tiles[row]:
                 line = worker + (tile == 0)
                 heads.setdefault((row, head), set()).add(line)
-                parts[2 * worker + min(segment, 1)] = (row, head, tile, here)
+                parts[worker, tile == 0] = (row, head, tile, here)
             left, tile = left - here, tile + here
             if tile == tiles[row]:
                 tile, head = 0, head + 1
@@ -53,12 +53,12 @@ def test_every_tile_is_done_once_and_every_part_merged(
         assert left == 0
     assert done == [(b, h, t) for b in range(len(lens)) for h in range(num_heads) for t in range(tiles[b])]
 
-    merged: list[int] = []
+    merged: list[tuple[int, bool]] = []
     leaders: list[int] = []
     for (row, head), lines in heads.items():
         # Every part's line says the same: whichever part is the last one left, the head is merged from all.
-        ((leader, second, following),) = {tuple(plan[line][6:]) for line in lines}
-        indices = [2 * leader + second, *(2 * (leader + i) for i in range(1, following + 1))]
+        ((leader, following),) = {tuple(plan[line][6:]) for line in lines}
+        indices = [(leader, True), *((leader + i, False) for i in range(1, following + 1))]
         end = 0
         for index in indices:
             assert parts[index][:3] == (row, head, end)
