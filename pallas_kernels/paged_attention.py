@@ -8,13 +8,15 @@ position `context_lens[b] - 1`.
 
 import logging
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.mosaic_gpu.ragged import hopper_paged_attention, unsupported
 from pallas_kernels.reference import plain_paged_attention
+from pallas_kernels.tuning import most_workers
 from pallas_kernels.xla_attention import tiled_paged_attention
 
 _IMPLEMENTATIONS: dict[str, Callable[..., Array]] = {
@@ -23,6 +25,12 @@ _IMPLEMENTATIONS: dict[str, Callable[..., Array]] = {
     "mosaic_gpu": hopper_paged_attention,
 }
 _log = logging.getLogger(__name__)
+
+
+def attention_workspace() -> jax.Ref:
+    """Counters that one step's calls of `ragged_paged_attention` share, all 0 between them. To be made inside the
+    step's trace; calls that share one run one after another."""
+    return jax.new_ref(jnp.zeros(most_workers(), jnp.int32))
 
 
 def ragged_paged_attention(
@@ -37,6 +45,7 @@ def ragged_paged_attention(
     sliding_window: int | None = None,
     logit_softcap: float | None = None,
     implementation: str = "auto",
+    workspace: jax.Ref | None = None,
 ) -> Float[Array, "T N H"]:
     """Attention of packed queries over a paged pool, softmax in float32, result in q's dtype.
 
@@ -47,6 +56,7 @@ def ragged_paged_attention(
     itself included; None for all. logit_softcap: c * tanh(x / c) on the scaled scores; None for none.
     implementation: "mosaic_gpu" (Hopper GPUs), "xla" (tiles, any backend), "reference" (the plain
     definition, O(T * M * Z) memory) or "auto": the first of these that the device and the arrays allow.
+    workspace: from `attention_workspace`; with one to share, the Hopper kernels need no launch to make their own.
     Outputs of queries that belong to no row are finite and unspecified.
     Raises ValueError for shapes that contradict each other, an unknown implementation or one that does
     not take such arrays.
@@ -69,6 +79,8 @@ def ragged_paged_attention(
     elif implementation == "mosaic_gpu" and (reason := unsupported(q_TNH, pool_P2KZH)):
         raise ValueError(f"implementation='mosaic_gpu' does not take {reason}")
     attend = _IMPLEMENTATIONS[implementation]
+    if implementation == "mosaic_gpu":
+        attend = partial(attend, workspace=workspace)
     return attend(
         q_TNH, pool_P2KZH, page_table_BM, context_lens_B, query_starts, row_counts,
         scale=scale, sliding_window=sliding_window, logit_softcap=logit_softcap,

@@ -43,6 +43,11 @@ def prefill_config(*, head_dim: int) -> PrefillConfig:
     return PrefillConfig(_num_sms(), 4 if head_dim <= 64 else 2)
 
 
+def most_workers() -> int:
+    """Of any launch of the decode kernel on this device."""
+    return 2 * _num_sms()
+
+
 def _num_sms() -> int:
     """Of the first GPU; compiling without one takes a Hopper's."""
     return getattr(jax.devices()[0], "core_count", None) or 132

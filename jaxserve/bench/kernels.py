@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxserve.bench import prefill_kernels, record
-from pallas_kernels import ragged_paged_attention
+from pallas_kernels import attention_workspace, ragged_paged_attention
 from pallas_kernels.reference import plain_paged_attention
 
 DEFAULT_CASES = (
@@ -102,13 +102,16 @@ def measure(case: str, implementation: str, copy: float, args: argparse.Namespac
     scale = args.head_dim**-0.5
     starts, counts = jnp.arange(len(lens) + 1), jnp.full(2, len(lens), jnp.int32)
 
-    def attend(q: Array, pool: Array) -> Array:
-        return ragged_paged_attention(q, pool, table, lens, starts, counts, scale=scale, implementation=implementation)
+    def attend(q: Array, pool: Array, workspace: jax.Ref | None = None) -> Array:
+        return ragged_paged_attention(
+            q, pool, table, lens, starts, counts, scale=scale, implementation=implementation, workspace=workspace
+        )
 
     @jax.jit
     def program(q: Array, pools: list[Array]) -> Array:
+        workspace = attention_workspace()
         for pool in pools:
-            q = attend(q, pool)
+            q = attend(q, pool, workspace)
         return q
 
     error = largest_error(jax.jit(attend)(q, pools[0]), q, pools[0], table, lens, scale)

@@ -4,7 +4,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxserve.batch.step_batch import StepBatch
 from jaxserve.core.config import ModelConfig
-from pallas_kernels import ragged_paged_attention, write_kv
+from pallas_kernels import attention_workspace, ragged_paged_attention, write_kv
 
 
 class PagedAttention:
@@ -29,6 +29,7 @@ class PagedAttention:
         self._batch = batch
         self._page_table_BM = page_table_BM
         self._implementation = implementation
+        self._workspace = attention_workspace()
 
     def __call__(
         self, layer: int, q_TNH: Float[Array, "T N H"], k_TKH: Float[Array, "T K H"], v_TKH: Float[Array, "T K H"]
@@ -45,4 +46,5 @@ class PagedAttention:
             scale=self._config.head_dim**-0.5,
             sliding_window=self._config.sliding_windows[layer],
             implementation=self._implementation,
+            workspace=self._workspace,
         )

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.mosaic_gpu.decode import TILE, decode_attention
+from pallas_kernels.mosaic_gpu.decode import decode_attention
+from pallas_kernels.mosaic_gpu.decode_launch import TILE
 from pallas_kernels.mosaic_gpu.prefill import prefill_attention
 from pallas_kernels.tuning import decode_config, prefill_config
 
@@ -39,6 +40,7 @@ def hopper_paged_attention(
     scale: float,
     sliding_window: int | None,
     logit_softcap: float | None,
+    workspace: jax.Ref | None = None,
 ) -> Float[Array, "T N H"]:
     """See `paged_attention.ragged_paged_attention`."""
     num_rows = page_table_BM.shape[0]
@@ -52,6 +54,7 @@ def hopper_paged_attention(
         scale=scale,
         sliding_window=sliding_window,
         logit_softcap=logit_softcap,
+        workspace=workspace,
     )
     if q_TNH.shape[0] == num_rows:
         return single_BNH
