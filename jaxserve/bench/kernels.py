@@ -11,6 +11,7 @@ step would launch for it.
 
 import argparse
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -31,6 +32,7 @@ DEFAULT_CASES = (
     *("16x2048r", "32x8192r", "64x2048r", "128x2048r", "256x1024r"),
 )
 ALL_CASES = (*DEFAULT_CASES, *prefill_kernels.DEFAULT_CASES)
+_POOL_BYTES = 12 << 30  # of all layers together
 _REPEATS = 7
 _RUNS = 12  # of the whole program in one timed repeat: the host's part is hidden behind the device's
 _MAX_ERROR = 2e-2
@@ -45,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--kv-heads", type=int, default=8)
     p.add_argument("--head-dim", type=int, default=128)
     p.add_argument("--page-size", type=int, default=64)
-    p.add_argument("--layers", type=int, default=6, help="pools gone through in one program")
+    p.add_argument("--layers", type=int, default=None, help="pools gone through in one program; default: up to 32")
     p.add_argument("--commit", default=None, help="of this source, where it is no checkout")
     p.add_argument("--out", type=Path, default=None, help="append the records to this file, a line each")
     return p
@@ -73,8 +75,10 @@ def make_inputs(case: str, args: argparse.Namespace) -> tuple[Array, list[Array]
     lens = rng.integers(context // 2, context + 1, batch) if case.endswith("r") else np.full(batch, context)
     columns = -(-context // args.page_size)
     shape = (batch * columns, 2, args.kv_heads, args.page_size, args.head_dim)
+    # As many layers share a step's plan as in a large model, where they fit.
+    num_layers = args.layers or max(4, min(32, _POOL_BYTES // (2 * math.prod(shape))))
     normal = jax.jit(lambda key: jax.random.normal(key, shape, jnp.bfloat16))
-    pools = [normal(jax.random.key(layer, impl="rbg")) for layer in range(args.layers)]
+    pools = [normal(jax.random.key(layer, impl="rbg")) for layer in range(num_layers)]
     table = jnp.asarray(rng.permutation(shape[0]).reshape(batch, columns).astype(np.int32))
     q = jax.random.normal(jax.random.key(99), (batch, args.heads, args.head_dim), jnp.bfloat16)
     return q, pools, table, jnp.asarray(lens, jnp.int32)
@@ -127,6 +131,7 @@ def measure(case: str, implementation: str, copy: float, args: argparse.Namespac
         "kernel": "decode",
         "implementation": implementation,
         "case": case,
+        "layers": len(pools),
         "median_ms": round(1e3 * median, 5),
         "spread": round(max(seconds) / min(seconds), 3),
         "gbps": round(gbps, 1),
@@ -140,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point."""
     args = parser().parse_args(argv)
     device = jax.devices()[0].device_kind
-    shape = {name: getattr(args, name) for name in ("heads", "kv_heads", "head_dim", "page_size", "layers")}
+    shape = {name: getattr(args, name) for name in ("heads", "kv_heads", "head_dim", "page_size")}
     base = {
         "device": device,
         "commit": args.commit or record.commit(),

@@ -58,21 +58,23 @@ def measure(case: str, implementation: str, matmul: float, args: argparse.Namesp
     q = jax.random.normal(jax.random.key(9), (chunk, args.heads, args.head_dim), jnp.bfloat16)
     normal = jax.jit(lambda key: jax.random.normal(key, (context, args.kv_heads, args.head_dim), jnp.bfloat16))
     k, v = (normal(jax.random.key(i)) for i in range(2))
-    attend = _cudnn(k, v, scale) if implementation == "cudnn" else _paged(k, v, chunk, implementation, args)
+    attend, memory = (
+        _cudnn(k, v, scale) if implementation == "cudnn" else _paged(k, v, chunk, implementation, scale, args.page_size)
+    )
 
     checked = np.unique(np.linspace(0, chunk - 1, _CHECKED).astype(int))
     want = jax.jit(_plain, static_argnums=4)(q[checked], k, v, jnp.asarray(checked + context - chunk), scale)
-    error = float(jnp.abs(jax.jit(attend)(q)[checked].astype(jnp.float32) - want).max())
+    error = float(jnp.abs(jax.jit(attend)(q, *memory)[checked].astype(jnp.float32) - want).max())
     if not error <= _MAX_ERROR:
         raise SystemExit(f"{case} {implementation}: off by {error:.2e}, more than {_MAX_ERROR}")
 
     @jax.jit
-    def program(q: Array) -> Array:
+    def program(q: Array, *memory: Array) -> Array:
         for _ in range(_LAYERS):
-            q = attend(q)
+            q = attend(q, *memory)
         return q
 
-    seconds = [_seconds(lambda: program(q)) / _LAYERS for _ in range(_REPEATS)]
+    seconds = [_seconds(lambda: program(q, *memory)) / _LAYERS for _ in range(_REPEATS)]
     median = statistics.median(seconds)
     seen = chunk * (context - chunk) + chunk * (chunk + 1) // 2  # pairs of a query and a key
     tflops = 4 * args.heads * args.head_dim * seen / median / 1e12
@@ -90,27 +92,32 @@ def measure(case: str, implementation: str, matmul: float, args: argparse.Namesp
     }
 
 
-def _paged(k: Array, v: Array, chunk: int, implementation: str, args: argparse.Namespace) -> Callable[[Array], Array]:
+_Attend = tuple[Callable[..., Array], tuple[Array, ...]]  # of queries and of what is to be given after them
+
+
+def _paged(k: Array, v: Array, chunk: int, implementation: str, scale: float, page_size: int) -> _Attend:
     """The chunk's attention over a paged pool whose pages lie in random order."""
-    context, page_size = len(k), args.page_size
+    context = len(k)
     num_pages = -(-context // page_size)
     order = jnp.asarray(np.random.default_rng(0).permutation(num_pages))
     kv_2SKH = jnp.pad(jnp.stack([k, v]), ((0, 0), (0, num_pages * page_size - context), (0, 0), (0, 0)))
     in_order_P2KZH = kv_2SKH.reshape(2, num_pages, page_size, *k.shape[1:]).transpose(1, 0, 3, 2, 4)
     pool_P2KZH = jnp.zeros_like(in_order_P2KZH).at[order].set(in_order_P2KZH)
-    table, lens = order[None].astype(jnp.int32), jnp.full(1, context, jnp.int32)
+    table_BM, lens_B = order[None].astype(jnp.int32), jnp.full(1, context, jnp.int32)
     starts, counts = jnp.asarray([0, chunk], jnp.int32), jnp.asarray([0, 1], jnp.int32)
-    return lambda q: ragged_paged_attention(
-        q, pool_P2KZH, table, lens, starts, counts, scale=args.head_dim**-0.5, implementation=implementation
-    )
+
+    def attend(q: Array, *memory: Array) -> Array:
+        return ragged_paged_attention(q, *memory, scale=scale, implementation=implementation)
+
+    return attend, (pool_P2KZH, table_BM, lens_B, starts, counts)
 
 
-def _cudnn(k: Array, v: Array, scale: float) -> Callable[[Array], Array]:
-    def attend(q: Array) -> Array:
+def _cudnn(k: Array, v: Array, scale: float) -> _Attend:
+    def attend(q: Array, k: Array, v: Array) -> Array:
         if len(q) != len(k):
             raise SystemExit("cudnn: only whole prompts, such as 8192@8192")
         return jax.nn.dot_product_attention(
             q[None], k[None], v[None], scale=scale, is_causal=True, implementation="cudnn"
         )[0]
 
-    return attend
+    return attend, (k, v)
