@@ -13,13 +13,28 @@ from jaxtyping import Array, Int
 ALIGNMENT = 8  # queries
 
 
+class PrefillItem(NamedTuple):
+    """A query tile.
+
+    first: its first packed query; start, stop: its row's first query and the one after its last; offset: what
+    to add to a packed index for the position; row; first_tile: of keys; masked_tile: the first that reaches
+    past the tile's first query, the window apart; num_tiles: of keys.
+    """
+
+    first: Array
+    start: Array
+    stop: Array
+    offset: Array
+    row: Array
+    first_tile: Array
+    masked_tile: Array
+    num_tiles: Array
+
+
 class PrefillPlan(NamedTuple):
     """Made once a step from the lengths alone, the same for every layer.
 
-    items_IJ: of each query tile, longest first: its first packed query, the row's first query and the one
-    after its last, what to add to a packed index for the position, the row, the first tile of keys, the
-    first one that reaches past the tile's first query, and the number of tiles of keys.
-    num_items: how many of these lines are real, as an array of one.
+    items_IJ: a `PrefillItem` a line, longest first; num_items: how many lines are real, as an array of one.
     """
 
     items_IJ: Int[Array, "I 8"]
