@@ -29,7 +29,7 @@ def decode_config(*, head_dim: int) -> DecodeConfig:
 
 def most_workers() -> int:
     """Of any launch of the decode kernel on this device."""
-    return 2 * _num_sms()
+    return 4 * _num_sms()
 
 
 def _num_sms() -> int:

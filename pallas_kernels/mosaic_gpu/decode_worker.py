@@ -127,7 +127,7 @@ def _query_slot(shape: DecodeShape, segment: Array) -> Array:
 
 def _fetch_next(shape: DecodeShape, refs: DecodeRefs, index: Array, num_tiles: Array, cursor: Place) -> Place:
     """Fetch the worker's tile `index`, if it has so many; the cursor moves on."""
-    _, first, tiles_of_row = _range_of(shape, refs, cursor.row)
+    first, tiles_of_row = _range_of(shape, refs, cursor.row)[1:]
 
     @pl.when(index < num_tiles)
     def _():
