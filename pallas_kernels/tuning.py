@@ -45,7 +45,7 @@ def prefill_config(*, head_dim: int) -> PrefillConfig:
 
 def most_workers() -> int:
     """Of any launch of the decode kernel on this device."""
-    return 2 * _num_sms()
+    return 4 * _num_sms()
 
 
 def _num_sms() -> int:

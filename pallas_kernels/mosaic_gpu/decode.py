@@ -56,6 +56,7 @@ def decode_attention(
     )
     if workspace is None:
         workspace = jax.new_ref(jnp.zeros(shape.num_workers, jnp.int32))
+    assert workspace.shape[0] >= shape.num_workers, "a counter a worker"
     out_BKGH, *_ = _kernel(shape)(q_BKGH, pool_P2KZH, page_table_BM, context_lens_B, plan_WI, workspace)
     return out_BKGH[:, :, :group].reshape(q_BNH.shape)
 

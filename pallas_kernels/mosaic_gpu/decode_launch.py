@@ -1,4 +1,4 @@
-# pyright: basic, reportPrivateImportUsage=false
+# pyright: basic, reportPrivateImportUsage=false, reportAbstractUsage=false
 """What one launch of the decode kernel is made of: its static shape and the references its body gets."""
 
 from dataclasses import dataclass

@@ -1,4 +1,5 @@
-# pyright: basic, reportPrivateImportUsage=false
+# pyright: basic, reportPrivateImportUsage=false, reportCallIssue=false
+# (inlined functions get a context besides what they are called with)
 """Heads that several workers share: each leaves its part in global memory, the last one to do so joins them.
 
 Nobody waits for anybody: a worker counts its part as left and goes on, or finds that it was the last.
@@ -17,7 +18,8 @@ from jaxlib.mlir import ir
 from jaxlib.mlir.dialects import arith, vector
 from jaxtyping import Array
 
-from pallas_kernels.mosaic_gpu.decode_launch import MASKED, DecodeRefs, DecodeShape, part_of, plan_line
+from pallas_kernels.mosaic_gpu.decode_launch import MASKED, DecodeRefs, DecodeShape, part_of
+from pallas_kernels.mosaic_gpu.plan import PlanLine
 
 _MOST_AT_ONCE = 16  # parts to be merged
 _MERGE_REGISTERS = 100  # of a thread, for parts on their way
@@ -42,9 +44,8 @@ def _store_first_rows(_, target, values):
             vector.store(register, target, [row, column])
 
 
-def merge_if_last(shape: DecodeShape, refs: DecodeRefs, worker: Array, row: Array, head: Array) -> None:
-    """To be called once a part is left. worker: one that begins inside the part's head."""
-    line = plan_line(refs, worker)
+def merge_if_last(shape: DecodeShape, refs: DecodeRefs, line: PlanLine, row: Array, head: Array) -> None:
+    """To be called once a part is left. line: of a worker that begins inside the part's head."""
     leader, last = line.leader, line.num_following
     ticket = _take_ticket(shape, refs, leader)
 

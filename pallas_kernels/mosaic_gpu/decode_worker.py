@@ -1,4 +1,4 @@
-# pyright: basic, reportPrivateImportUsage=false, reportAbstractUsage=false
+# pyright: basic, reportPrivateImportUsage=false, reportReturnType=false
 # (the kernel language hands untyped references to its bodies)
 """What one worker of the decode kernel does: its run of key tiles, segment by segment.
 
@@ -82,13 +82,13 @@ def _clear_idle_rows(shape: DecodeShape, refs: DecodeRefs, worker: Array, num_us
         refs.out_smem[...] = _full((OPERAND_ROWS, shape.head_dim), 0.0).astype(shape.dtype)
         plgpu.commit_smem()
 
-        def clear(i, _):
+        def clear(i, nothing):
             head = worker + i * shape.num_workers
             row = num_used + lax.div(head, shape.num_kv_heads)
             _store_head(shape, refs, row, lax.rem(head, shape.num_kv_heads))
-            return _
+            return nothing
 
-        lax.fori_loop(0, lax.div(num_idle - worker + shape.num_workers - 1, shape.num_workers), clear, None)
+        lax.fori_loop(0, lax.div(num_idle - worker + shape.num_workers - 1, shape.num_workers), clear, 0)
 
 
 def _store_head(shape: DecodeShape, refs: DecodeRefs, row: Array, head: Array) -> None:
@@ -127,7 +127,7 @@ def _query_slot(shape: DecodeShape, segment: Array) -> Array:
 
 def _fetch_next(shape: DecodeShape, refs: DecodeRefs, index: Array, num_tiles: Array, cursor: Place) -> Place:
     """Fetch the worker's tile `index`, if it has so many; the cursor moves on."""
-    _, first, tiles_of_row = _range_of(shape, refs, cursor.row)
+    first, tiles_of_row = _range_of(shape, refs, cursor.row)[1:]
 
     @pl.when(index < num_tiles)
     def _():
@@ -266,9 +266,10 @@ def _leave(
 
     @pl.when(jnp.logical_not(reaches_end & begins))
     def _():
+        # A head begun here is gone on with by the next worker. Its line is on its way while the part is stored.
+        line = plan_line(refs, worker + jnp.where(begins, 1, 0))
         leave_part(shape, refs, part_of(shape, worker, begins), acc, softmax.top + jnp.log2(softmax.total))
-        # A head begun here is gone on with by the next worker.
-        merge_if_last(shape, refs, worker + jnp.where(begins, 1, 0), place.row, place.head)
+        merge_if_last(shape, refs, line, place.row, place.head)
 
 
 def _full(shape: tuple[int, int], value: float) -> Array:
