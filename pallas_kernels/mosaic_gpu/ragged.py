@@ -70,5 +70,8 @@ def hopper_paged_attention(
         sliding_window=sliding_window,
         logit_softcap=logit_softcap,
     )
-    # Rows of one query come first, so each one's index is its row.
-    return out_TNH.at[:num_rows].set(jnp.where(is_single_B[:, None, None], single_BNH, out_TNH[:num_rows]))
+    # Rows of one query come first, so each one's index is its row. A scatter, which XLA does in place: it copies
+    # or refuses an update of a slice of a kernel's result.
+    rows_B = jnp.arange(num_rows)
+    targets_B = jnp.where(is_single_B, rows_B, q_TNH.shape[0] + rows_B)
+    return out_TNH.at[targets_B].set(single_BNH, mode="drop", unique_indices=True)

@@ -63,7 +63,7 @@ def leave(folder: Path, lowered: jax.stages.Lowered) -> None:
 
 
 def lower_kernel(placement: jax.sharding.Sharding, case: dict[str, Any]) -> jax.stages.Lowered:
-    """Attention of a decode bucket over a pool of a thousand pages."""
+    """Attention of a bucket over a pool of a thousand pages."""
     rows, page_size, head_dim = case["num_rows"], case["page_size"], case["head_dim"]
 
     def spec(shape: tuple[int, ...], dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
@@ -77,7 +77,7 @@ def lower_kernel(placement: jax.sharding.Sharding, case: dict[str, Any]) -> jax.
         implementation="mosaic_gpu",
     )
     return jax.jit(attend).lower(
-        spec((rows, case["heads"], head_dim), case["dtype"]),
+        spec((case["num_tokens"], case["heads"], head_dim), case["dtype"]),
         spec((1000, 2, case["kv_heads"], page_size, head_dim), case["dtype"]),
         spec((rows, 8192 // page_size)),
         spec((rows,)),

@@ -39,7 +39,15 @@ STEPS: dict[str, Bucket] = {
 }
 
 LLAMA_HEADS: dict[str, Any] = dict(
-    num_rows=16, heads=32, kv_heads=8, head_dim=128, page_size=64, dtype=jnp.bfloat16, window=None, softcap=None
+    num_rows=16,
+    num_tokens=16,
+    heads=32,
+    kv_heads=8,
+    head_dim=128,
+    page_size=64,
+    dtype=jnp.bfloat16,
+    window=None,
+    softcap=None,
 )
 
 
@@ -53,7 +61,10 @@ def _variants() -> dict[str, dict[str, Any]]:
     cases |= {f"group_{n}": dict(heads=8 * n) for n in (1, 2, 7, 16)}
     cases |= {f"float16_head_{head}": dict(dtype=jnp.float16, head_dim=head) for head in (64, 128, 256)}
     cases |= {"window": dict(window=4096), "softcap": dict(softcap=30.0), "both": dict(window=100, softcap=30.0)}
-    return cases | {"one_row": dict(num_rows=1), "rows_256": dict(num_rows=256)}
+    cases |= {"one_row": dict(num_rows=1, num_tokens=1), "rows_256": dict(num_rows=256, num_tokens=256)}
+    # The kernel of prompt chunks beside that of single queries.
+    chunks = {f"chunks_{name}": options | dict(num_tokens=512) for name, options in cases.items() if "rows" not in name}
+    return cases | chunks | {"chunks_group_3": dict(num_tokens=512, heads=24), "chunks": dict(num_tokens=8192)}
 
 
 KERNELS: dict[str, dict[str, Any]] = {name: LLAMA_HEADS | options for name, options in _variants().items()}

@@ -21,9 +21,6 @@ _TURNS = zip(
 )
 CASES = [(*each, *turn) for each, turn in zip(_MATRIX, _TURNS, strict=False)]
 
-# The decode kernel loads a whole reference in the way of JAX before 0.11.
-pytestmark = pytest.mark.filterwarnings("ignore:Passing the index separately:DeprecationWarning")
-
 
 @pytest.mark.parametrize(("page_size", "head_dim", "dtype", "group", "window", "softcap", "num_rows"), CASES)
 def test_the_contract_lowers(page_size, head_dim, dtype, group, window, softcap, num_rows):
