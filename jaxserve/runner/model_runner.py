@@ -34,10 +34,20 @@ class InFlight:
 
 
 class ModelRunner:
-    """Runs the scheduler's decisions. `dispatch` starts a step without waiting; `collect` waits for its tokens."""
+    """Runs the scheduler's decisions. `dispatch` starts a step without waiting; `collect` waits for its tokens.
 
-    def __init__(self, config: EngineConfig, loaded: LoadedModel, progress: Callable[[str], None]) -> None:
+    kv_scales_L2K: of each layer's keys and values in an 8-bit pool; None for 1.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        loaded: LoadedModel,
+        progress: Callable[[str], None],
+        kv_scales_L2K: np.ndarray | None = None,
+    ) -> None:
         self._config = config
+        self._kv_scales_L2K = kv_scales_L2K
         self._leaves = loaded.leaves
         self.num_logprobs = config.max_logprobs if config.max_logprobs >= 0 else config.model.vocab_size
         scheduler = config.scheduler
@@ -58,10 +68,12 @@ class ModelRunner:
         columns = -(-scheduler.max_model_len // cache.page_size)
         return make_state(
             self._config.model,
+            self._config.pool,
             num_pages=cache.num_pages,
             page_size=cache.page_size,
             num_rows=scheduler.max_num_seqs,
             num_columns=columns,
+            kv_scales_L2K=self._kv_scales_L2K,
         )
 
     def rebuild(self) -> None:
