@@ -13,7 +13,7 @@ from jaxserve.batch.buckets import Bucket
 from jaxserve.batch.step_batch import packed_size
 from jaxserve.core.config import EngineConfig
 from jaxserve.models.weights import LoadedModel
-from jaxserve.runner.step import ForwardFunction, initial_state, join, make_forward, make_sample
+from jaxserve.runner.step import DeviceState, ForwardFunction, join, make_forward, make_sample
 
 # XLA's own list of what a command buffer (a CUDA graph) may hold, and loops. The searches of top-k and top-p
 # are loops in branches, and a loop that is left out leaves out every condition around it: each step would be
@@ -27,16 +27,20 @@ def compiler_options(platform: str) -> dict[str, str | bool]:
 
 
 def lower_step(
-    config: EngineConfig, loaded: LoadedModel, bucket: Bucket, placement: jax.sharding.Sharding | None = None
+    config: EngineConfig,
+    loaded: LoadedModel,
+    bucket: Bucket,
+    state: DeviceState,
+    placement: jax.sharding.Sharding | None = None,
 ) -> jax.stages.Lowered:
     """Model and sampler in one program, `(weight leaves, DeviceState donated, packed vector)`, to be compiled.
 
-    loaded: of its leaves only shapes and dtypes are read, so `abstract_params` will do.
+    loaded: of its leaves only shapes and dtypes are read, so `abstract_params` will do; the same of
+        state, `initial_state` or its shapes.
     placement: where everything lies, the default device if None. Devices that are not there
         (`sharding.targets`) will do for compiling; config.attention_implementation must then name
         one, as "auto" looks at this machine's devices.
     """
-    state = jax.eval_shape(lambda: initial_state(config))
     inputs = specs((loaded.leaves, state, packed_spec(config, bucket)), placement)
     step = join(forward_of(config, loaded, bucket), make_sample(config.num_logprobs))
     return jax.jit(step, donate_argnums=1).lower(*inputs)

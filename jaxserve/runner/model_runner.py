@@ -34,19 +34,29 @@ class InFlight:
 
 
 class ModelRunner:
-    """Runs the scheduler's decisions. `dispatch` starts a step without waiting; `collect` waits for its tokens."""
+    """Runs the scheduler's decisions. `dispatch` starts a step without waiting; `collect` waits for its tokens.
 
-    def __init__(self, config: EngineConfig, loaded: LoadedModel, progress: Callable[[str], None]) -> None:
+    kv_scales_L2K: of each layer's keys and values in an 8-bit pool; None for 1.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        loaded: LoadedModel,
+        progress: Callable[[str], None],
+        kv_scales_L2K: np.ndarray | None = None,
+    ) -> None:
         self._config = config
+        self._kv_scales_L2K = kv_scales_L2K
         self._leaves = loaded.leaves
         self.num_logprobs = config.num_logprobs
         scheduler = config.scheduler
         self.grid = make_grid(scheduler.max_num_seqs, scheduler.max_num_batched_tokens)
         # Compile before the pool takes its memory: a GPU's autotuner tries kernels on buffers of its own.
-        state_spec = jax.eval_shape(lambda: initial_state(config))
+        state_spec = jax.eval_shape(lambda: initial_state(config, kv_scales_L2K))
         self._steps = compile_steps(config, loaded, state_spec, self.grid, progress)
         self._row_programs: RowPrograms = compile_row_programs(state_spec)
-        self._state = initial_state(config)
+        self._state = initial_state(config, kv_scales_L2K)
         self._builder = BatchBuilder(config, self.grid)
         self._dirty_rows = np.zeros(scheduler.max_num_seqs, np.bool_)
         for bucket in self.grid.all:
@@ -55,7 +65,7 @@ class ModelRunner:
 
     def rebuild(self) -> None:
         """Replace the device state after a failed step: empty pool, no rows (they all start again)."""
-        self._state = initial_state(self._config)
+        self._state = initial_state(self._config, self._kv_scales_L2K)
         self._builder = BatchBuilder(self._config, self.grid)
         self._dirty_rows[:] = False
 

@@ -56,7 +56,7 @@ def compile_steps(
         return jax.jit(sample, donate_argnums=2).lower(spec.logits_BV, spec.sampling, state_spec.sampling).compile()
 
     def compile_whole(bucket: Bucket) -> StepFunction:
-        return lower_step(config, loaded, bucket).compile(compiler_options(jax.default_backend()))
+        return lower_step(config, loaded, bucket, state_spec).compile(compiler_options(jax.default_backend()))
 
     # The largest first: they take longest, and running out of memory shows at once.
     buckets = list(reversed(grid.all))

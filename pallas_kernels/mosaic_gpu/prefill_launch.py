@@ -1,4 +1,4 @@
-# pyright: basic, reportPrivateImportUsage=false
+# pyright: basic, reportPrivateImportUsage=false, reportAbstractUsage=false
 """What one launch of the prefill kernel is made of: its static shape, its references and a line of its plan."""
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-# pyright: basic, reportPrivateImportUsage=false, reportAbstractUsage=false
+# pyright: basic, reportPrivateImportUsage=false, reportAbstractUsage=false, reportReturnType=false
 # (the kernel language hands untyped references to its bodies)
 """What a worker of the prefill kernel does: one warpgroup fetches keys and values, two multiply in turns."""
 

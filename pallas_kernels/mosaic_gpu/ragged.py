@@ -11,16 +11,21 @@ from pallas_kernels.mosaic_gpu.decode_launch import TILE
 from pallas_kernels.mosaic_gpu.prefill import prefill_attention
 from pallas_kernels.tuning import decode_config, prefill_config
 
-_HEAD_DIMS = (64, 128, 256)
+HEAD_DIMS = (64, 128, 256)
+
+type Typed = jax.Array | jax.ShapeDtypeStruct  # what has a shape and a dtype
 
 
-def unsupported(q: jax.Array, pool: jax.Array) -> str | None:
-    """Why this backend cannot serve these arrays, or None. Device apart: see `paged_attention`."""
+def unsupported(q: Typed, pool: Typed) -> str | None:
+    """Why this backend cannot serve these arrays, or None. Device apart: see `paged_attention`.
+
+    The head size is the pool's: queries arrive padded to it.
+    """
     page_size, head_dim = pool.shape[3:]
     if q.dtype not in (jnp.bfloat16, jnp.float16) or pool.dtype != q.dtype:
         return f"queries of {q.dtype} over a pool of {pool.dtype}: both must be bfloat16 or both float16"
-    if head_dim not in _HEAD_DIMS:
-        return f"head size {head_dim}: must be one of {_HEAD_DIMS}"
+    if head_dim not in HEAD_DIMS:
+        return f"a pool of head size {head_dim}: must be one of {HEAD_DIMS}, the next above the queries'"
     if page_size % 8 or (TILE % page_size and page_size % TILE):
         return f"pages of {page_size} tokens: must be 8, 16, 32 or a multiple of {TILE}"
     if q.shape[1] // pool.shape[2] > 16:

@@ -23,6 +23,7 @@ from h200_cases import KERNELS, MEMORY_BYTES, STEPS, llama_8b
 
 from jaxserve.models.weights import abstract_params
 from jaxserve.runner.lowering import compiler_options, lower_step
+from jaxserve.runner.step import initial_state
 from pallas_kernels import ragged_paged_attention
 from sharding.targets import target_devices
 
@@ -94,8 +95,9 @@ def main(group: str, out: Path) -> None:
     else:
         config = llama_8b()
         model = abstract_params(config.model)
+        state = jax.eval_shape(lambda: initial_state(config))
         for name, bucket in STEPS.items():
-            leave(out / name, lower_step(config, model, bucket, placement))
+            leave(out / name, lower_step(config, model, bucket, state, placement))
 
 
 if __name__ == "__main__":

@@ -50,7 +50,8 @@ def test_working_memory_is_bounded(step, config):
     """And within what `resolve` left for it beside the pool, so nothing is computed twice to save memory."""
     assert step.temp_bytes <= MOST_TEMP_MB[step.name] * 1_000_000
     scheduler = config.scheduler
-    reserved = step_bytes(config.model, num_tokens=scheduler.max_num_batched_tokens, num_rows=scheduler.max_num_seqs)
+    num_tokens, num_rows = scheduler.max_num_batched_tokens, scheduler.max_num_seqs
+    reserved = step_bytes(config.model, config.pool, num_tokens=num_tokens, num_rows=num_rows)
     assert step.temp_bytes <= reserved
     assert step.argument_bytes + step.temp_bytes <= MEMORY_BYTES
     assert [launch.name for launch in step.launches if "remat" in launch.name] == []
