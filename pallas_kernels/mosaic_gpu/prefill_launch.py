@@ -19,6 +19,7 @@ class PrefillShape:
     """Known when the kernel is compiled.
 
     num_workers: blocks of three warpgroups; num_stages: tiles of keys and values that each keeps in flight.
+    interpret: written for the interpreter on a CPU, which has no products with registers.
     """
 
     num_heads: int
@@ -33,6 +34,7 @@ class PrefillShape:
     scale: float
     sliding_window: int | None
     logit_softcap: float | None
+    interpret: bool
 
     @property
     def pairs_heads(self) -> bool:

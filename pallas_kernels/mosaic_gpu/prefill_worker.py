@@ -42,6 +42,10 @@ def work(shape: PrefillShape, *refs) -> None:
 def _fetch_all(shape: PrefillShape, refs: PrefillRefs) -> None:
     """Keep the stages full, from one piece of work to the next."""
 
+    def wait_until_read(step):
+        for which in (_KEYS, _VALUES):
+            plgpu.barrier_wait(refs.read.at[shape.barrier(which, step)])
+
     def fetch_piece(turn, done):
         item, unit = piece(shape, refs, turn)
         kv_head = lax.div(shape.head(unit, 0), shape.num_heads // shape.num_kv_heads)
@@ -61,7 +65,9 @@ def _fetch_all(shape: PrefillShape, refs: PrefillRefs) -> None:
         lax.fori_loop(done, done + item.num_tiles, fetch_tile, None)
         return done + item.num_tiles
 
-    lax.fori_loop(0, count_pieces(shape, refs), fetch_piece, jnp.int32(0))
+    done = lax.fori_loop(0, count_pieces(shape, refs), fetch_piece, jnp.int32(0))
+    # Nothing depends on it, but the interpreter wants every barrier seen to its end.
+    lax.fori_loop(jnp.maximum(done - shape.num_stages, 0), done, lambda step, _: wait_until_read(step), None)
 
 
 def _pages(shape: PrefillShape, refs: PrefillRefs, row: Array, tile: Array) -> list[Array]:
@@ -160,12 +166,7 @@ def _step(
     acc, top, total = carry
     slot = lax.rem(i, shape.num_stages)
 
-    def multiply_keys(acc_ref):
-        plgpu.wgmma(acc_ref, refs.q_smem.at[_warpgroup()], refs.k_smem.at[slot].transpose((1, 0)))
-        _meet(refs)  # the other warpgroup may queue its products behind these
-        return acc_ref[...]
-
-    scores = pl.run_scoped(multiply_keys, plgpu.ACC((ROWS, shape.key_tile), jnp.float32))
+    scores = _multiply_keys(shape, refs, slot)
     plgpu.barrier_arrive(refs.read.at[shape.barrier(_KEYS, i)])
     factor = shape.scale * _LOG2_E
     if shape.logit_softcap is not None:
@@ -187,16 +188,45 @@ def _step(
         clear(slot)
     plgpu.barrier_wait(refs.turn)
 
-    def multiply_values(acc_ref):
-        plgpu.wgmma(acc_ref, weights16, refs.v_smem.at[slot])
+    def wait_for_keys():
+        pl.when(i + 1 < last_step)(lambda: plgpu.barrier_wait(refs.ready.at[shape.barrier(_KEYS, i + 1)]))
 
-        @pl.when(i + 1 < last_step)
-        def _():
-            plgpu.barrier_wait(refs.ready.at[shape.barrier(_KEYS, i + 1)])
-
-    acc = pl.run_state(multiply_values)(plgpu.ACC.init(acc))
+    acc = _add_values(shape, refs, slot, weights16, acc, wait_for_keys)
     plgpu.barrier_arrive(refs.read.at[shape.barrier(_VALUES, i)])
     return acc, new_top, total
+
+
+def _multiply_keys(shape: PrefillShape, refs: PrefillRefs, slot: Array) -> Array:
+    queries, keys = refs.q_smem.at[_warpgroup()], refs.k_smem.at[slot]
+    if shape.interpret:
+        scores = jnp.dot(queries[...], keys[...].T, preferred_element_type=jnp.float32)
+        plgpu.commit_smem()  # wgmma reads by the proxy that copies write by; plain reads have to be fenced off
+        _meet(refs)
+        return scores
+
+    def multiply(acc_ref):
+        plgpu.wgmma(acc_ref, queries, keys.transpose((1, 0)))
+        _meet(refs)  # the other warpgroup may queue its products behind these
+        return acc_ref[...]
+
+    return pl.run_scoped(multiply, plgpu.ACC((ROWS, shape.key_tile), jnp.float32))
+
+
+def _add_values(
+    shape: PrefillShape, refs: PrefillRefs, slot: Array, weights: Array, acc: Array, meanwhile: Callable[[], None]
+) -> Array:
+    values = refs.v_smem.at[slot]
+    if shape.interpret:
+        meanwhile()
+        acc = acc + jnp.dot(weights, values[...], preferred_element_type=jnp.float32)
+        plgpu.commit_smem()
+        return acc
+
+    def multiply(acc_ref):
+        plgpu.wgmma(acc_ref, weights, values)
+        meanwhile()
+
+    return pl.run_state(multiply)(plgpu.ACC.init(acc))
 
 
 def _mask(shape: PrefillShape, first_position: Array) -> Callable[[Array], Array]:
