@@ -38,7 +38,9 @@ def parser() -> argparse.ArgumentParser:
     """Command line of the benchmark."""
     p = argparse.ArgumentParser(prog="python -m jaxserve.bench.kernels", description=__doc__)
     p.add_argument("--case", action="append", help=f"BATCHxCONTEXT[r]; default {' '.join(DEFAULT_CASES)}")
-    p.add_argument("--implementation", action="append", help="default: mosaic_gpu")
+    p.add_argument(
+        "--implementation", action="append", choices=("mosaic_gpu", "jax_triton", "xla"), help="default: mosaic_gpu"
+    )
     p.add_argument("--heads", type=int, default=32, help="query heads")
     p.add_argument("--kv-heads", type=int, default=8)
     p.add_argument("--head-dim", type=int, default=128)

@@ -20,7 +20,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.mosaic_gpu.plan import plan_decode, tile_range
+from pallas_kernels.plan import plan_decode, tile_range
 from pallas_kernels.tuning import DecodeConfig
 
 TILE = 64  # keys of one step: the least a wgmma over keys can take

@@ -5,7 +5,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pallas_kernels.mosaic_gpu.plan import plan_decode
+from pallas_kernels.plan import plan_decode
 
 TILE = 64
 
