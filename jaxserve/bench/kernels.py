@@ -1,11 +1,13 @@
 """Kernels by themselves: checked against the reference, timed over rotating pools, beside the device's own copy rate.
 
 python -m jaxserve.bench.kernels --out decode.json --case 256x1024 --case 16x2048r
+python -m jaxserve.bench.kernels --kernel sampling --implementation jax_triton --implementation xla
 
-A case is BATCHxCONTEXT, one query a row; with an r at the end lengths are uniform between half the
+A decode case is BATCHxCONTEXT, one query a row; with an r at the end lengths are uniform between half the
 context and the whole. Each prints one record (docs/performance.md says what stands in it). A run goes
 through several pools one after another inside one program, so that no cache holds what the next reads;
-the time of a layer holds everything a step would launch for it, merges included.
+the time of a layer holds everything a step would launch for it, merges included. A sampling case is
+BATCHxVOCABULARY: the tokens that top-k and top-p keep, counted; its GB/s are those of the logits read once.
 """
 
 import argparse
@@ -22,6 +24,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxserve.bench import record
+from jaxserve.sampling.filters import kept_together, kept_tokens
 from pallas_kernels import ragged_paged_attention
 from pallas_kernels.reference import plain_paged_attention
 
@@ -29,22 +32,31 @@ DEFAULT_CASES = (
     *("1x32768", "4x32768", "16x2048", "16x8192", "32x4096", "64x2048", "128x1024", "128x2048", "256x1024"),
     *("16x2048r", "32x8192r", "64x2048r", "128x2048r", "256x1024r"),
 )
+SAMPLING_CASES = ("1x128256", "16x128256", "64x128256", "256x128256")
 _REPEATS = 7
 _RUNS = 12  # of the whole program in one timed repeat: the host's part is hidden behind the device's
 _MAX_ERROR = 2e-2
+_MAX_MASS_ERROR = 1e-5  # of kept probability, against the XLA version
 
 
 def parser() -> argparse.ArgumentParser:
     """Command line of the benchmark."""
     p = argparse.ArgumentParser(prog="python -m jaxserve.bench.kernels", description=__doc__)
-    p.add_argument("--case", action="append", help=f"BATCHxCONTEXT[r]; default {' '.join(DEFAULT_CASES)}")
+    p.add_argument("--kernel", choices=("decode", "sampling"), default="decode")
+    cases = f"default {' '.join(DEFAULT_CASES)}; BATCHxVOCABULARY of sampling, default {' '.join(SAMPLING_CASES)}"
+    p.add_argument("--case", action="append", help=f"BATCHxCONTEXT[r], {cases}")
     p.add_argument(
-        "--implementation", action="append", choices=("mosaic_gpu", "jax_triton", "xla"), help="default: mosaic_gpu"
+        "--implementation",
+        action="append",
+        choices=("mosaic_gpu", "jax_triton", "xla"),
+        help="default: mosaic_gpu, for sampling jax_triton",
     )
     p.add_argument("--heads", type=int, default=32, help="query heads")
     p.add_argument("--kv-heads", type=int, default=8)
     p.add_argument("--head-dim", type=int, default=128)
     p.add_argument("--page-size", type=int, default=64)
+    p.add_argument("--top-k", type=int, default=50, help="of sampling; 0: none")
+    p.add_argument("--top-p", type=float, default=0.9, help="of sampling; 1: none")
     p.add_argument("--layers", type=int, default=6, help="pools gone through in one program")
     p.add_argument("--commit", default=None, help="of this source, where it is no checkout")
     p.add_argument("--out", type=Path, default=None, help="append the records to this file, a line each")
@@ -114,22 +126,49 @@ def measure(case: str, implementation: str, copy: float, args: argparse.Namespac
     error = largest_error(jax.jit(attend)(q, pools[0]), q, pools[0], table, lens, scale)
     if not error <= _MAX_ERROR:
         raise SystemExit(f"{case} {implementation}: off by {error:.2e}, more than {_MAX_ERROR}")
-    jax.block_until_ready(program(q, pools))
-    seconds = [_timed(lambda: [program(q, pools) for _ in range(_RUNS)]) / _RUNS / len(pools) for _ in range(_REPEATS)]
-    median = statistics.median(seconds)
     num_bytes = int(lens.sum()) * 2 * args.kv_heads * args.head_dim * pools[0].dtype.itemsize
+    speed = _speed(lambda: program(q, pools), len(pools), num_bytes, copy)
+    names = {"benchmark": "kernels/decode", "kernel": "decode", "implementation": implementation, "case": case}
+    return names | speed | {"max_error": float(f"{error:.2e}")}
+
+
+def measure_sampling(case: str, implementation: str, copy: float, args: argparse.Namespace) -> dict[str, Any]:
+    """The record of one case of top-k and top-p over normal logits (standard deviation 3)."""
+    batch, vocab = (int(part) for part in case.split("x"))
+    normal = jax.jit(lambda key: 3 * jax.random.normal(key, (batch, vocab), jnp.float32))
+    scaled = [x - x.max(-1, keepdims=True) for x in (normal(jax.random.key(i, impl="rbg")) for i in range(args.layers))]
+    rows = (jnp.full(batch, args.top_k), jnp.full(batch, args.top_p, jnp.float32), jnp.zeros(batch))
+
+    @jax.jit
+    def program(scaled: list[Array]) -> list[Array]:
+        return [kept_tokens(x, *rows, implementation=implementation).sum(-1) for x in scaled]
+
+    @jax.jit
+    def mass_between(x: Array) -> Array:
+        differs = kept_tokens(x, *rows, implementation=implementation) != kept_together(x, *rows)
+        return jnp.where(differs, jax.nn.softmax(x, axis=-1), 0).sum(-1).max()
+
+    error = float(mass_between(scaled[0]))
+    if not error <= _MAX_MASS_ERROR:
+        raise SystemExit(f"{case} {implementation}: off by {error:.2e} of probability, more than {_MAX_MASS_ERROR}")
+    speed = _speed(lambda: program(scaled), len(scaled), scaled[0].nbytes, copy)
+    filters = {"top_k": args.top_k, "top_p": args.top_p}
+    names = {"benchmark": "kernels/sampling", "kernel": "sampling", "implementation": implementation, "case": case}
+    return names | filters | speed | {"max_error": float(f"{error:.2e}")}
+
+
+def _speed(run: Callable[[], Any], num_parts: int, num_bytes: int, copy: float) -> dict[str, Any]:
+    """Time and GB/s of a part of the program, which goes through num_parts of num_bytes each."""
+    jax.block_until_ready(run())
+    seconds = [_timed(lambda: [run() for _ in range(_RUNS)]) / _RUNS / num_parts for _ in range(_REPEATS)]
+    median = statistics.median(seconds)
     gbps = num_bytes / median / 1e9
     return {
-        "benchmark": "kernels/decode",
-        "kernel": "decode",
-        "implementation": implementation,
-        "case": case,
         "median_ms": round(1e3 * median, 5),
         "spread": round(max(seconds) / min(seconds), 3),
         "gbps": round(gbps, 1),
         "copy_gbps": round(copy, 1),
         "bandwidth_fraction": round(gbps / copy, 4),
-        "max_error": float(f"{error:.2e}"),
     }
 
 
@@ -137,19 +176,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point."""
     args = parser().parse_args(argv)
     device = jax.devices()[0].device_kind
+    is_decode = args.kernel == "decode"
     shape = {name: getattr(args, name) for name in ("heads", "kv_heads", "head_dim", "page_size", "layers")}
     base = {
         "device": device,
         "commit": args.commit or record.commit(),
         "versions": record.versions("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin"),
-        "dtype": "bfloat16",
-        "shape": shape,
+        "dtype": "bfloat16" if is_decode else "float32",
     }
+    if is_decode:
+        base["shape"] = shape
     copy = copy_gbps()
     print(f"{device}: copies at {copy:.0f} GB/s", flush=True)
-    for implementation in args.implementation or ["mosaic_gpu"]:
-        for case in args.case or DEFAULT_CASES:
-            found = measure(case, implementation, copy, args)
+    run, cases, implementations = (
+        (measure, DEFAULT_CASES, ["mosaic_gpu"]) if is_decode else (measure_sampling, SAMPLING_CASES, ["jax_triton"])
+    )
+    for implementation in args.implementation or implementations:
+        for case in args.case or cases:
+            found = run(case, implementation, copy, args)
             print(json.dumps(found), flush=True)
             if args.out is not None:
                 with args.out.open("a") as file:

@@ -151,3 +151,15 @@ def test_compiles_without_a_gpu(monkeypatch: pytest.MonkeyPatch, name: str, capa
     text = jax.jit(attend).trace(q, pool, *ints).lower(lowering_platforms=("cuda",)).as_text()
     # Decode and merge; chunks too where there are more tokens than rows.
     assert text.count("triton_kernel_call_ffi") == (2 if num_tokens == 8 else 3)
+
+
+@needs_plugin
+@pytest.mark.parametrize("capability", [80, 89, 90])
+@pytest.mark.parametrize("vocab", [32003, 128256])
+def test_filters_compile_without_a_gpu(monkeypatch: pytest.MonkeyPatch, capability: int, vocab: int) -> None:
+    floors = pytest.importorskip("pallas_kernels.jax_triton.floors")
+    monkeypatch.setattr(floors, "compute_capability", lambda: capability)
+    rows = [jax.ShapeDtypeStruct((8,), dtype) for dtype in (jnp.int32, jnp.int32, jnp.float32)]
+    scaled = jax.ShapeDtypeStruct((8, vocab), jnp.float32)
+    text = jax.jit(floors.raise_floors).trace(scaled, *rows).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("triton_kernel_call_ffi") == 1

@@ -42,3 +42,19 @@ def test_a_wrong_kernel_has_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "ragged_paged_attention", lambda q, *_, **__: 2 * q)
     with pytest.raises(SystemExit, match="off by"):
         kernels.main([*SMALL, "--case", "2x16", "--implementation", "xla"])
+
+
+def test_sampling_is_measured_beside_the_same_copy(tmp_path: Path) -> None:
+    out = tmp_path / "records.json"
+    kernels.main([*SMALL, "--kernel", "sampling", "--case", "2x300", "--implementation", "xla", "--out", str(out)])
+    record = json.loads(out.read_text())
+    assert (record["benchmark"], record["dtype"], record["top_k"]) == ("kernels/sampling", "float32", 50)
+    assert record["max_error"] == 0 and record["gbps"] == pytest.approx(
+        2 * 300 * 4 / record["median_ms"] / 1e6, abs=0.06
+    )
+
+
+def test_a_wrong_filter_has_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "kept_tokens", lambda scaled_BV, *_, **__: scaled_BV > -1e9)
+    with pytest.raises(SystemExit, match="of probability"):
+        kernels.main([*SMALL, "--kernel", "sampling", "--case", "2x300", "--implementation", "xla"])
