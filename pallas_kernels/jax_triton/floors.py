@@ -5,6 +5,7 @@
 A row of 128k logits is half a megabyte: passes after the first mostly find it in the L2 cache, and each divides
 the bracket around the threshold by eight. The first pass's pivots are logits that thresholds lie between in
 practice; later ones divide the bracket evenly by the bits of the floats, so that the search always ends.
+Where top-k leaves few tokens, they are copied side by side, and top-p searches those alone.
 """
 
 from typing import no_type_check
@@ -33,31 +34,62 @@ def raise_floors(
     top_k_B: 0 for all. top_p_B: 1 for all. A row that asks for neither costs nothing; one with NaN ends too.
     """
     num_rows, vocab = scaled_BV.shape
-    return load().triton_call(
+    floors_B, _ = load().triton_call(
         scaled_BV, floor_B, top_k_B, top_p_B,
         kernel=_floors_kernel,
-        out_type=jax.ShapeDtypeStruct((num_rows,), jnp.int32),
+        out_type=(
+            jax.ShapeDtypeStruct((num_rows,), jnp.int32),
+            jax.ShapeDtypeStruct((num_rows, _BLOCK), jnp.float32),
+        ),
         grid=num_rows,
         compute_capability=compute_capability(),
         num_warps=_WARPS,
         vocab=vocab, block=_BLOCK,
     )  # fmt: skip
+    return floors_B
 
 
 @triton.jit
 @no_type_check
-def _floors_kernel(scaled_ptr, floor_ptr, top_k_ptr, top_p_ptr, out_ptr, vocab: tl.constexpr, block: tl.constexpr):
+def _floors_kernel(
+    scaled_ptr, floor_ptr, top_k_ptr, top_p_ptr, out_ptr, few_ptr, vocab: tl.constexpr, block: tl.constexpr
+):
     row = tl.program_id(0)
     row_ptr = scaled_ptr + row.to(tl.int64) * vocab
+    few_ptr += row * block
     floor = tl.load(floor_ptr + row)
     top_k = tl.load(top_k_ptr + row)
     top_p = tl.load(top_p_ptr + row)
+    num_left = 0 * top_p + float("inf")
     if top_k > 0:
-        key = _search(row_ptr, _KEY_OF_MINUS_INF + 0 * floor, floor, top_k.to(tl.float32), False, vocab, block)
+        lowest = _KEY_OF_MINUS_INF + 0 * floor
+        key, num_left = _search(row_ptr, lowest, floor, top_k.to(tl.float32), False, vocab, block)
         floor = tl.maximum(floor, key)
     if top_p < 1:
-        floor = _search(row_ptr, tl.maximum(floor, _KEY_OF_NO_MASS), floor, top_p, True, vocab, block)
+        low = tl.maximum(floor, _KEY_OF_NO_MASS)
+        if num_left <= block:
+            _gather(row_ptr, few_ptr, floor, vocab, block)
+            floor, _ = _search(few_ptr, low, floor, top_p, True, block, block)
+        else:
+            floor, _ = _search(row_ptr, low, floor, top_p, True, vocab, block)
     tl.store(out_ptr + row, floor)
+
+
+@triton.jit
+@no_type_check
+def _gather(row_ptr, few_ptr, floor, vocab: tl.constexpr, block: tl.constexpr):
+    """Copy the tokens from the floor up, at most `block` of them, to few_ptr, and fill it up with -inf."""
+    count = 0 * floor
+    for first in tl.range(0, vocab, block, num_stages=3):
+        ids = first + tl.arange(0, block)
+        scaled = tl.load(row_ptr + ids, mask=ids < vocab, other=float("-inf"))
+        is_kept = (_keys(scaled) >= floor) & (ids < vocab)
+        places = count + tl.cumsum(is_kept.to(tl.int32), 0) - 1
+        tl.store(few_ptr + places, scaled, mask=is_kept & (places < block))
+        count += tl.sum(is_kept.to(tl.int32), 0)
+    places = tl.arange(0, block)
+    tl.store(few_ptr + places, float("-inf"), mask=places >= count)
+    tl.debug_barrier()  # other threads of the program read what this one wrote
 
 
 @triton.jit
@@ -65,6 +97,7 @@ def _floors_kernel(scaled_ptr, floor_ptr, top_k_ptr, top_p_ptr, out_ptr, vocab: 
 def _search(row_ptr, low, floor, target, by_mass: tl.constexpr, vocab: tl.constexpr, block: tl.constexpr):
     """A key that parts the same tokens as the largest one from which upwards they weigh at least the target.
 
+    And what they weigh from there up (inf where even all weigh less).
     by_mass: tokens from the floor up weigh their probability, and the target is a share of it; else each weighs 1.
     Tokens from `low` up weigh enough (or low is as low as it goes), tokens from `high` up do not. A bracket that
     weighs less than two of its lightest tokens holds one at most, and is closed.
@@ -94,7 +127,7 @@ def _search(row_ptr, low, floor, target, by_mass: tl.constexpr, vocab: tl.conste
         least = _exp(_value(low)) if by_mass else 1.0
         is_open = (high - low > 1) & (low_weight - high_weight >= 2 * least) & (low_weight != target)
         pivots = low + numbers * tl.maximum((high - low) // _PIVOTS, 1)
-    return low
+    return low, low_weight
 
 
 @triton.jit
