@@ -110,7 +110,7 @@ class _Context(NamedTuple):
 
     @property
     def precision(self) -> lax.Precision | None:
-        """A GPU multiplies float32 as TF32 unless told not to: enough for keys of 16 bits, not for float32 ones."""
+        """A GPU multiplies float32 as TF32 unless told not to: enough for narrower keys, not for float32 ones."""
         return lax.Precision.HIGHEST if self.pool_P2KZH.dtype == jnp.float32 else None
 
     def cap(self, scores: Array) -> Array:

@@ -195,7 +195,7 @@ def _config_info(model_name: str, info: EngineInfo) -> Iterator[Metric]:
         "num_gpu_blocks": str(info.num_pages),
         "page_size": str(info.page_size),
         "num_pages": str(info.num_pages),
-        "cache_dtype": info.dtype,
+        "cache_dtype": info.kv_cache_dtype,
     }
     for prefix in ("jaxserve:", "vllm:"):
         family = GaugeMetricFamily(f"{prefix}cache_config_info", "Shape of the KV pool.", labels=list(labels))

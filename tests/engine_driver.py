@@ -19,6 +19,7 @@ from jaxserve.sampling.batch import SamplingBatch
 from jaxserve.sampling.rows import RowSampling
 from jaxserve.sampling.sampler import sample
 from jaxserve.sampling.state import empty_state, load_row
+from pallas_kernels import write_kv
 
 
 @dataclass
@@ -107,11 +108,12 @@ class TieJudge:
     """Tells a true difference from a tie: float32 sums differ in the last bits between batch shapes.
 
     A divergence is excused only if the plain model, without pages or batches, has both tokens
-    within `epsilon` of each other at that very position, sampler and noise included.
+    within `epsilon` of each other at that very position, sampler and noise included. Its keys and values
+    are rounded as the engine's pool rounds them.
     """
 
     def __init__(self, core: EngineCore, epsilon: float = 1e-4) -> None:
-        self._config = core.config
+        self._config, self._scales_L2K = core.config, core.runner._kv_scales_L2K
         loaded = load_params(core.config.model, Path(core.config.model_path))
         self._model = loaded.merge(loaded.leaves)
         self._epsilon = epsilon
@@ -149,9 +151,16 @@ class TieJudge:
     def _logits(self, prompt: list[int], prefix: list[int]) -> np.ndarray:
         ids = jnp.asarray(prompt + prefix, jnp.int32)
         positions = jnp.arange(len(ids))
-        attend = dense_causal_attend(self._config.model)
-        hidden = self._model(ids, positions, jnp.maximum(positions + 1, len(prompt)), attend)
+        hidden = self._model(ids, positions, jnp.maximum(positions + 1, len(prompt)), self._attend)
         return np.asarray(self._model.logits(hidden[-1:]))[0]
+
+    def _attend(self, layer: int, q_TNH: Any, k_TKH: Any, v_TKH: Any) -> Any:
+        num_tokens, num_heads, head_dim = k_TKH.shape
+        scale_2K = jnp.ones((2, num_heads)) if self._scales_L2K is None else jnp.asarray(self._scales_L2K[layer])
+        page = jnp.zeros((1, 2, num_heads, num_tokens, head_dim), self._config.pool.dtype)
+        page = write_kv(page, k_TKH, v_TKH, jnp.arange(num_tokens), scale_2K)
+        k_TKH, v_TKH = (page[0].astype(jnp.float32) * scale_2K[:, :, None, None]).transpose(0, 2, 1, 3)
+        return dense_causal_attend(self._config.model)(layer, q_TNH, k_TKH, v_TKH)
 
 
 def _one_row(params: SamplingParams, position: int) -> SamplingBatch:

@@ -12,7 +12,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 DEFAULTS: dict[str, Any] = {
@@ -140,6 +140,14 @@ def write_checkpoint(directory: Path, *, seed: int = 0, num_shards: int = 1, **o
     }
     _write_json(directory / "tokenizer_config.json", tokenizer_config)
     return directory
+
+
+def add_tensors(checkpoint: Path, tensors: Mapping[str, Any]) -> Path:
+    """Put more tensors into a checkpoint of one file and return it; numbers become float32 ones."""
+    arrays = {name: np.asarray(value, getattr(value, "dtype", np.float32)) for name, value in tensors.items()}
+    file = checkpoint / "model.safetensors"
+    save_file(load_file(file) | arrays, file, metadata={"format": "pt"})
+    return checkpoint
 
 
 def _write_weights(directory: Path, tensors: dict[str, np.ndarray], num_shards: int) -> None:

@@ -4,14 +4,16 @@ python -m jaxserve.bench.kernels --out decode.json --case 256x1024 --case 16x204
 python -m jaxserve.bench.kernels --kernel sampling --implementation jax_triton --implementation xla
 
 A decode case is BATCHxCONTEXT, one query a row; with an r at the end lengths are uniform between half the
-context and the whole. Each prints one record (docs/performance.md says what stands in it). A run goes
-through several pools one after another inside one program, so that no cache holds what the next reads;
-the time of a layer holds everything a step would launch for it, merges included. A sampling case is
-BATCHxVOCABULARY: the tokens that top-k and top-p keep, counted; its GB/s are those of the logits read once.
+context and the whole. A case CHUNK@CONTEXT is of prompt chunks (`prefill_kernels.py`). Each prints one
+record (docs/performance.md says what stands in it). A run goes through several pools one after another
+inside one program, so that no cache holds what the next reads; the time of a layer holds everything a
+step would launch for it. A sampling case is BATCHxVOCABULARY: the tokens that top-k and top-p keep,
+counted; its GB/s are those of the logits read once.
 """
 
 import argparse
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -23,16 +25,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxserve.bench import record
+from jaxserve.bench import prefill_kernels, record
 from jaxserve.sampling.filters import kept_together, kept_tokens
-from pallas_kernels import ragged_paged_attention
+from pallas_kernels import attention_workspace, ragged_paged_attention
 from pallas_kernels.reference import plain_paged_attention
 
 DEFAULT_CASES = (
     *("1x32768", "4x32768", "16x2048", "16x8192", "32x4096", "64x2048", "128x1024", "128x2048", "256x1024"),
     *("16x2048r", "32x8192r", "64x2048r", "128x2048r", "256x1024r"),
 )
+ALL_CASES = (*DEFAULT_CASES, *prefill_kernels.DEFAULT_CASES)
 SAMPLING_CASES = ("1x128256", "16x128256", "64x128256", "256x128256")
+_POOL_BYTES = 12 << 30  # of all layers together
+_SAMPLING_LAYERS = 6
 _REPEATS = 7
 _RUNS = 12  # of the whole program in one timed repeat: the host's part is hidden behind the device's
 _MAX_ERROR = 2e-2
@@ -42,14 +47,18 @@ _MAX_MASS_ERROR = 1e-5  # of kept probability, against the XLA version
 def parser() -> argparse.ArgumentParser:
     """Command line of the benchmark."""
     p = argparse.ArgumentParser(prog="python -m jaxserve.bench.kernels", description=__doc__)
-    p.add_argument("--kernel", choices=("decode", "sampling"), default="decode")
-    cases = f"default {' '.join(DEFAULT_CASES)}; BATCHxVOCABULARY of sampling, default {' '.join(SAMPLING_CASES)}"
-    p.add_argument("--case", action="append", help=f"BATCHxCONTEXT[r], {cases}")
+    p.add_argument("--kernel", choices=("attention", "sampling"), default="attention")
+    p.add_argument(
+        "--case",
+        action="append",
+        help=f"BATCHxCONTEXT[r] or CHUNK@CONTEXT, default {' '.join(ALL_CASES)}; "
+        f"BATCHxVOCABULARY of sampling, default {' '.join(SAMPLING_CASES)}",
+    )
     p.add_argument(
         "--implementation",
         action="append",
-        choices=("mosaic_gpu", "jax_triton", "xla"),
-        help="default: mosaic_gpu, for sampling jax_triton",
+        choices=("mosaic_gpu", "jax_triton", "xla", "cudnn"),
+        help="cudnn: of CHUNK@CONTEXT only; default: mosaic_gpu, for sampling jax_triton",
     )
     p.add_argument("--heads", type=int, default=32, help="query heads")
     p.add_argument("--kv-heads", type=int, default=8)
@@ -57,7 +66,12 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--page-size", type=int, default=64)
     p.add_argument("--top-k", type=int, default=50, help="of sampling; 0: none")
     p.add_argument("--top-p", type=float, default=0.9, help="of sampling; 1: none")
-    p.add_argument("--layers", type=int, default=6, help="pools gone through in one program")
+    p.add_argument(
+        "--layers",
+        type=int,
+        default=None,
+        help=f"pools gone through in one program; default: up to 32, for sampling {_SAMPLING_LAYERS} arrays of logits",
+    )
     p.add_argument("--commit", default=None, help="of this source, where it is no checkout")
     p.add_argument("--out", type=Path, default=None, help="append the records to this file, a line each")
     return p
@@ -85,8 +99,10 @@ def make_inputs(case: str, args: argparse.Namespace) -> tuple[Array, list[Array]
     lens = rng.integers(context // 2, context + 1, batch) if case.endswith("r") else np.full(batch, context)
     columns = -(-context // args.page_size)
     shape = (batch * columns, 2, args.kv_heads, args.page_size, args.head_dim)
+    # As many layers share a step's plan as in a large model, where they fit.
+    num_layers = args.layers or max(4, min(32, _POOL_BYTES // (2 * math.prod(shape))))
     normal = jax.jit(lambda key: jax.random.normal(key, shape, jnp.bfloat16))
-    pools = [normal(jax.random.key(layer, impl="rbg")) for layer in range(args.layers)]
+    pools = [normal(jax.random.key(layer, impl="rbg")) for layer in range(num_layers)]
     table = jnp.asarray(rng.permutation(shape[0]).reshape(batch, columns).astype(np.int32))
     q = jax.random.normal(jax.random.key(99), (batch, args.heads, args.head_dim), jnp.bfloat16)
     return q, pools, table, jnp.asarray(lens, jnp.int32)
@@ -114,13 +130,16 @@ def measure(case: str, implementation: str, copy: float, args: argparse.Namespac
     scale = args.head_dim**-0.5
     starts, counts = jnp.arange(len(lens) + 1), jnp.full(2, len(lens), jnp.int32)
 
-    def attend(q: Array, pool: Array) -> Array:
-        return ragged_paged_attention(q, pool, table, lens, starts, counts, scale=scale, implementation=implementation)
+    def attend(q: Array, pool: Array, workspace: jax.Ref | None = None) -> Array:
+        return ragged_paged_attention(
+            q, pool, table, lens, starts, counts, scale=scale, implementation=implementation, workspace=workspace
+        )
 
     @jax.jit
     def program(q: Array, pools: list[Array]) -> Array:
+        workspace = attention_workspace()
         for pool in pools:
-            q = attend(q, pool)
+            q = attend(q, pool, workspace)
         return q
 
     error = largest_error(jax.jit(attend)(q, pools[0]), q, pools[0], table, lens, scale)
@@ -136,7 +155,8 @@ def measure_sampling(case: str, implementation: str, copy: float, args: argparse
     """The record of one case of top-k and top-p over normal logits (standard deviation 3)."""
     batch, vocab = (int(part) for part in case.split("x"))
     normal = jax.jit(lambda key: 3 * jax.random.normal(key, (batch, vocab), jnp.float32))
-    scaled = [x - x.max(-1, keepdims=True) for x in (normal(jax.random.key(i, impl="rbg")) for i in range(args.layers))]
+    keys = [jax.random.key(i, impl="rbg") for i in range(args.layers or _SAMPLING_LAYERS)]
+    scaled = [x - x.max(-1, keepdims=True) for x in map(normal, keys)]
     rows = (jnp.full(batch, args.top_k), jnp.full(batch, args.top_p, jnp.float32), jnp.zeros(batch))
 
     @jax.jit
@@ -164,6 +184,7 @@ def _speed(run: Callable[[], Any], num_parts: int, num_bytes: int, copy: float) 
     median = statistics.median(seconds)
     gbps = num_bytes / median / 1e9
     return {
+        "layers": num_parts,
         "median_ms": round(1e3 * median, 5),
         "spread": round(max(seconds) / min(seconds), 3),
         "gbps": round(gbps, 1),
@@ -176,24 +197,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point."""
     args = parser().parse_args(argv)
     device = jax.devices()[0].device_kind
-    is_decode = args.kernel == "decode"
-    shape = {name: getattr(args, name) for name in ("heads", "kv_heads", "head_dim", "page_size", "layers")}
+    is_sampling = args.kernel == "sampling"
+    cases = args.case or (SAMPLING_CASES if is_sampling else ALL_CASES)
+    implementations = args.implementation or ["jax_triton" if is_sampling else "mosaic_gpu"]
+    if "cudnn" in implementations and not all("@" in case for case in cases):
+        raise SystemExit("cudnn: of prompt chunks only, such as --case 8192@8192")
+    shape = {name: getattr(args, name) for name in ("heads", "kv_heads", "head_dim", "page_size")}
     base = {
         "device": device,
         "commit": args.commit or record.commit(),
-        "versions": record.versions("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin"),
-        "dtype": "bfloat16" if is_decode else "float32",
-    }
-    if is_decode:
-        base["shape"] = shape
-    copy = copy_gbps()
-    print(f"{device}: copies at {copy:.0f} GB/s", flush=True)
-    run, cases, implementations = (
-        (measure, DEFAULT_CASES, ["mosaic_gpu"]) if is_decode else (measure_sampling, SAMPLING_CASES, ["jax_triton"])
-    )
-    for implementation in args.implementation or implementations:
-        for case in args.case or cases:
-            found = run(case, implementation, copy, args)
+        "versions": record.versions("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "jax-triton", "triton"),
+    } | ({"dtype": "float32"} if is_sampling else {"dtype": "bfloat16", "shape": shape})
+    copy, matmul = copy_gbps(), prefill_kernels.matmul_tflops()
+    print(f"{device}: copies at {copy:.0f} GB/s, multiplies matrices at {matmul:.0f} TFLOP/s", flush=True)
+    for implementation in implementations:
+        for case in cases:
+            if is_sampling:
+                found = measure_sampling(case, implementation, copy, args)
+            elif "@" in case:
+                found = prefill_kernels.measure(case, implementation, matmul, args)
+            else:
+                found = measure(case, implementation, copy, args)
             print(json.dumps(found), flush=True)
             if args.out is not None:
                 with args.out.open("a") as file:

@@ -88,6 +88,18 @@ class CacheConfig:
 
 
 @dataclass(frozen=True)
+class PoolConfig:
+    """How keys and values lie on the device.
+
+    dtype: float32, bfloat16, float16, float8_e4m3fn or float8_e5m2. head_dim: numbers kept of a key or value,
+    at least the model's; the rest is padding for kernels that take some sizes only.
+    """
+
+    dtype: str
+    head_dim: int
+
+
+@dataclass(frozen=True)
 class SchedulerConfig:
     """Limits of one step and of the queue.
 
@@ -113,10 +125,13 @@ class EngineConfig:
 
     model_path: the local checkpoint directory. max_logprobs: the most log probabilities a request
     may ask for (-1: the whole vocabulary). check_inputs: validate every page table before dispatch.
+    attention_implementation: see `pallas_kernels.ragged_paged_attention`; a program for a device that
+    is not there must name one, as "auto" looks at the devices that are.
     """
 
     model: ModelConfig
     cache: CacheConfig
+    pool: PoolConfig
     scheduler: SchedulerConfig
     model_path: str
     load_format: str = "auto"
@@ -124,6 +139,12 @@ class EngineConfig:
     max_logprobs: int = 20
     check_inputs: bool = False
     compilation_cache_dir: str | None = None
+    attention_implementation: str = "auto"
+
+    @property
+    def num_logprobs(self) -> int:
+        """Entries in every list of most likely tokens that a step returns."""
+        return self.max_logprobs if self.max_logprobs >= 0 else self.model.vocab_size
 
 
 def take_aliases[T](cls: type[T]) -> type[T]:
@@ -179,6 +200,11 @@ class EngineArgs:
     )
     kv_cache_memory_bytes: int | None = arg(
         None, "Bytes of the KV pool; overrides gpu_memory_utilization. On a CPU 1 GiB if unset.", "cache"
+    )
+    kv_cache_dtype: str = arg(
+        "auto",
+        "auto (the model's dtype), bfloat16, float16, float32, fp8 (that is fp8_e4m3) or fp8_e5m2; fp8 holds twice the tokens of 16 bits, scaled where the checkpoint has k_scale and v_scale.",
+        "cache",
     )
     enable_prefix_caching: bool = arg(True, "Share the pages of equal prompt prefixes.", "cache")
     swap_space: float | None = arg(None, "Accepted for compatibility and ignored: preemption recomputes.", "cache")

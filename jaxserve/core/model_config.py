@@ -114,9 +114,18 @@ def _refuse_unsupported(hf: Mapping[str, Any]) -> None:
     if act not in ("silu", "swish"):
         raise ConfigError(f"config.json: hidden_act is {act!r}; only silu is supported.")
     quantization = hf.get("quantization_config")
-    if quantization:
+    if quantization and not _quantises_the_cache_alone(quantization):
         method = quantization.get("quant_method", "unknown") if isinstance(quantization, Mapping) else "unknown"
         raise ConfigError(f"The checkpoint is quantised ({method}), which is not supported; use the original weights.")
+
+
+def _quantises_the_cache_alone(quantization: Any) -> bool:
+    """Whether the weights are whole and only scales for an 8-bit KV pool were added (compressed-tensors)."""
+    return isinstance(quantization, Mapping) and (
+        quantization.get("quant_method") == "compressed-tensors"
+        and not quantization.get("config_groups")
+        and bool(quantization.get("kv_cache_scheme"))
+    )
 
 
 def _heads(hf: Mapping[str, Any], family: _Family, hidden_size: int) -> tuple[int, int, int]:

@@ -12,6 +12,7 @@ from jaxserve.core.outputs import EngineOutput, FinishReason
 from jaxserve.core.request import Request
 from jaxserve.demo import demo_checkpoint
 from jaxserve.engine.messages import AddRequest, EngineInfo, SchedulerStats
+from jaxserve.models.kv_scales import load_kv_scales
 from jaxserve.models.weights import load_params, widened
 from jaxserve.runner.compile_cache import CompileCounter, enable_compile_cache
 from jaxserve.runner.memory import memory_in_use
@@ -47,8 +48,12 @@ class EngineCore:
         if device.is_cpu and self.config.model.dtype != "float32" and not multiplies_bfloat16():
             loaded = widened(loaded)
             progress("weights kept as float32: this processor has no 16-bit products")
+        scales_L2K = None
+        if self.config.pool.dtype.startswith("float8") and self.config.load_format != "dummy":
+            scales_L2K = load_kv_scales(self.config.model, path)
+            progress("KV scales: " + ("1.0, the checkpoint has none" if scales_L2K is None else "the checkpoint's"))
         weights_loaded = time.monotonic()
-        self.runner = ModelRunner(self.config, loaded, progress)
+        self.runner = ModelRunner(self.config, loaded, progress, scales_L2K)
         self.scheduler = Scheduler(
             self.config.scheduler,
             self.config.cache,
@@ -161,6 +166,7 @@ def engine_info(config: EngineConfig, device: str, startup_s: dict[str, float]) 
         model_path=config.model_path,
         architecture=config.model.architecture,
         dtype=config.model.dtype,
+        kv_cache_dtype=config.pool.dtype,
         vocab_size=config.model.vocab_size,
         max_model_len=config.scheduler.max_model_len,
         max_num_seqs=config.scheduler.max_num_seqs,

@@ -43,6 +43,7 @@ class EngineInfo(msgspec.Struct):
     model_path: str
     architecture: str
     dtype: str
+    kv_cache_dtype: str
     vocab_size: int
     max_model_len: int
     max_num_seqs: int

@@ -11,23 +11,23 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
 from jaxserve.core.checkpoint import weight_files
 from jaxserve.core.config import ModelConfig
 from jaxserve.core.errors import CheckpointError, ConfigError
+from jaxserve.models.kv_scales import is_attention_scale
 from jaxserve.models.llama import CheckpointLayout, Llama
 from jaxserve.models.registry import model_class
+from jaxserve.models.tensors import FLOAT_DTYPES, open_tensors
 
 LOAD_FORMATS = ("auto", "safetensors", "dummy")
-_FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 _QUIET_BYTES = 256 << 20  # smaller checkpoints load in a moment: no progress bar unless on a terminal
 
 
@@ -86,6 +86,12 @@ def load_params(config: ModelConfig, path: Path, load_format: str = "auto", seed
     return LoadedModel(graphdef, leaves, treedef)
 
 
+def abstract_params(config: ModelConfig) -> LoadedModel:
+    """The model of `config` without weights: leaves that are shapes and dtypes only, for compiling and planning."""
+    graphdef, abstract, treedef = _abstract(config)
+    return LoadedModel(graphdef, cast("list[jax.Array]", list(abstract.values())), treedef)
+
+
 def random_params(config: ModelConfig, seed: int) -> LoadedModel:
     """Random weights made on the device: matrices of deviation 1/sqrt(fan in), norms one, biases zero."""
     graphdef, abstract, treedef = _abstract(config)
@@ -128,7 +134,7 @@ def _open_sources(
     origin: dict[str, Path] = {}
     surplus: list[str] = []
     for file in files:
-        handle = _open(stack, file)
+        handle = open_tensors(stack, file)
         names: list[str] = handle.keys()
         for tensor in names:
             if tensor not in expected:
@@ -146,27 +152,20 @@ def _open_sources(
     return sources
 
 
-def _open(stack: ExitStack, file: Path) -> Any:
-    try:
-        return stack.enter_context(safe_open(file, framework="numpy"))
-    except (SafetensorError, OSError) as error:
-        size = file.stat().st_size
-        raise CheckpointError(f"{file} ({size} bytes) is not a whole safetensors file: {error}") from error
-
-
 def _check_tensor(handle: Any, file: Path, tensor: str, shape: tuple[int, ...]) -> None:
     view = handle.get_slice(tensor)
     if tuple(view.get_shape()) != shape:
         raise CheckpointError(f"{file.name}: tensor {tensor} has shape {view.get_shape()}; expected {list(shape)}.")
-    if view.get_dtype() not in _FLOAT_DTYPES:
+    if view.get_dtype() not in FLOAT_DTYPES:
         raise CheckpointError(
-            f"{file.name}: tensor {tensor} has dtype {view.get_dtype()}; supported: {', '.join(_FLOAT_DTYPES)}."
+            f"{file.name}: tensor {tensor} has dtype {view.get_dtype()}; supported: {', '.join(FLOAT_DTYPES)}."
         )
 
 
 def _is_redundant(tensor: str) -> bool:
-    """Tensors that older tools wrote though they can be worked out: the tied head, rotary buffers."""
-    return tensor == "lm_head.weight" or tensor.endswith("rotary_emb.inv_freq")
+    """Tensors that are no weights: what older tools wrote though it can be worked out (the tied head, rotary
+    buffers), and scales of an 8-bit KV pool, which `load_kv_scales` reads where there is one."""
+    return tensor == "lm_head.weight" or tensor.endswith("rotary_emb.inv_freq") or is_attention_scale(tensor)
 
 
 def _assemble(parts: Sequence[tuple[str, int]], leaf: jax.ShapeDtypeStruct, sources: dict[str, Any]) -> np.ndarray:

@@ -6,9 +6,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxserve.core.config import ModelConfig
+from jaxserve.core.config import ModelConfig, PoolConfig
 
-_DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1}
 
 
 def dtype_bytes(dtype: str) -> int:
@@ -25,12 +25,12 @@ def num_parameters(model: ModelConfig) -> int:
     return model.num_layers * (qkv + out + mlp + 2 * width) + embeddings + width
 
 
-def kv_bytes_per_token(model: ModelConfig) -> int:
-    """Keys and values of one token over all layers."""
-    return 2 * model.num_layers * model.num_kv_heads * model.head_dim * dtype_bytes(model.dtype)
+def kv_bytes_per_token(model: ModelConfig, pool: PoolConfig) -> int:
+    """Keys and values of one token over all layers, padding included."""
+    return 2 * model.num_layers * model.num_kv_heads * pool.head_dim * dtype_bytes(pool.dtype)
 
 
-def step_bytes(model: ModelConfig, *, num_tokens: int, num_rows: int) -> int:
+def step_bytes(model: ModelConfig, pool: PoolConfig, *, num_tokens: int, num_rows: int) -> int:
     """A generous estimate of what the largest step and the sampler's state need besides weights and pool.
 
     Widest moment of a layer: residual, gate_up and its product in the model's type, queries and
@@ -38,7 +38,7 @@ def step_bytes(model: ModelConfig, *, num_tokens: int, num_rows: int) -> int:
     and vocabulary entry that the sampler remembers.
     """
     activations = num_tokens * (4 * model.hidden_size + 3 * model.intermediate_size) * dtype_bytes(model.dtype)
-    attention = num_tokens * model.num_heads * model.head_dim * 4 * 3
+    attention = num_tokens * model.num_heads * pool.head_dim * 4 * 3
     logits = max(num_rows, 64) * model.vocab_size * 4 * 3
     return activations + attention + logits + num_rows * model.vocab_size * 9
 

@@ -15,7 +15,7 @@ from jaxserve.core.outputs import TokenLogprobs
 from jaxserve.core.step_result import RowResult
 from jaxserve.models.weights import LoadedModel
 from jaxserve.runner.batch_builder import BatchBuilder, Row
-from jaxserve.runner.step import DeviceState, StepOutput, make_state
+from jaxserve.runner.step import StepOutput, initial_state
 from jaxserve.runner.warmup import RowPrograms, compile_row_programs, compile_steps
 from jaxserve.sampling.state import SamplingState
 from jaxserve.schedule.output import ScheduledRow, SchedulerOutput
@@ -34,39 +34,38 @@ class InFlight:
 
 
 class ModelRunner:
-    """Runs the scheduler's decisions. `dispatch` starts a step without waiting; `collect` waits for its tokens."""
+    """Runs the scheduler's decisions. `dispatch` starts a step without waiting; `collect` waits for its tokens.
 
-    def __init__(self, config: EngineConfig, loaded: LoadedModel, progress: Callable[[str], None]) -> None:
+    kv_scales_L2K: of each layer's keys and values in an 8-bit pool; None for 1.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        loaded: LoadedModel,
+        progress: Callable[[str], None],
+        kv_scales_L2K: np.ndarray | None = None,
+    ) -> None:
         self._config = config
+        self._kv_scales_L2K = kv_scales_L2K
         self._leaves = loaded.leaves
-        self.num_logprobs = config.max_logprobs if config.max_logprobs >= 0 else config.model.vocab_size
+        self.num_logprobs = config.num_logprobs
         scheduler = config.scheduler
         self.grid = make_grid(scheduler.max_num_seqs, scheduler.max_num_batched_tokens)
         # Compile before the pool takes its memory: a GPU's autotuner tries kernels on buffers of its own.
-        state_spec = jax.eval_shape(self._make_state)
-        self._steps = compile_steps(config, loaded, state_spec, self.grid, self.num_logprobs, progress)
+        state_spec = jax.eval_shape(lambda: initial_state(config, kv_scales_L2K))
+        self._steps = compile_steps(config, loaded, state_spec, self.grid, progress)
         self._row_programs: RowPrograms = compile_row_programs(state_spec)
-        self._state = self._make_state()
+        self._state = initial_state(config, kv_scales_L2K)
         self._builder = BatchBuilder(config, self.grid)
         self._dirty_rows = np.zeros(scheduler.max_num_seqs, np.bool_)
         for bucket in self.grid.all:
             self._run(bucket, self._builder.empty_step(bucket).vector)
         jax.block_until_ready(self._state)
 
-    def _make_state(self) -> DeviceState:
-        cache, scheduler = self._config.cache, self._config.scheduler
-        columns = -(-scheduler.max_model_len // cache.page_size)
-        return make_state(
-            self._config.model,
-            num_pages=cache.num_pages,
-            page_size=cache.page_size,
-            num_rows=scheduler.max_num_seqs,
-            num_columns=columns,
-        )
-
     def rebuild(self) -> None:
         """Replace the device state after a failed step: empty pool, no rows (they all start again)."""
-        self._state = self._make_state()
+        self._state = initial_state(self._config, self._kv_scales_L2K)
         self._builder = BatchBuilder(self._config, self.grid)
         self._dirty_rows[:] = False
 

@@ -7,21 +7,34 @@ from pathlib import Path
 
 import jax
 
-from jaxserve.core.config import CacheConfig, EngineArgs, EngineConfig, ModelConfig, SchedulerConfig
+from jaxserve.core.config import CacheConfig, EngineArgs, EngineConfig, ModelConfig, PoolConfig, SchedulerConfig
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.model_config import longest_context
 from jaxserve.runner.memory import dtype_bytes, format_bytes, kv_bytes_per_token, num_parameters, step_bytes
+from pallas_kernels import pool_head_dim
 
 _CPU_POOL_BYTES = 1 << 30  # a CPU's memory is not ours to fill: a stated number instead of a share
+_POOL_DTYPES = {  # names users know -> JAX's
+    "bfloat16": "bfloat16",
+    "float16": "float16",
+    "float32": "float32",
+    "fp8": "float8_e4m3fn",
+    "fp8_e4m3": "float8_e4m3fn",
+    "fp8_e5m2": "float8_e5m2",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """The device the engine runs on. memory_bytes: what XLA may allocate there, None on a CPU."""
+    """The device the engine runs on.
+
+    memory_bytes: what XLA may allocate there, None on a CPU. compute_capability: of a GPU, such as "9.0".
+    """
 
     platform: str
     kind: str
     memory_bytes: int | None
+    compute_capability: str | None = None
 
     @property
     def is_cpu(self) -> bool:
@@ -37,7 +50,8 @@ def claim_device(gpu_memory_utilization: float) -> Device:
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{gpu_memory_utilization:.3f}")
     device = jax.devices()[0]
     stats = None if device.platform == "cpu" else device.memory_stats()
-    return Device(device.platform, device.device_kind, stats.get("bytes_limit") if stats else None)
+    capability = getattr(device, "compute_capability", None)
+    return Device(device.platform, device.device_kind, stats.get("bytes_limit") if stats else None, capability)
 
 
 def resolve(args: EngineArgs, model: ModelConfig, path: Path, device: Device) -> EngineConfig:
@@ -56,14 +70,16 @@ def resolve(args: EngineArgs, model: ModelConfig, path: Path, device: Device) ->
             f"max_num_batched_tokens={budget} is below max_num_seqs={num_seqs}; "
             "raise it or lower the other: each running request needs a token a step."
         )
-    page_bytes = page_size * kv_bytes_per_token(model)
-    pool_bytes = _pool_bytes(args, model, device, num_tokens=budget, num_rows=num_seqs)
+    pool = _pool(args, model, device, page_size)
+    page_bytes = page_size * kv_bytes_per_token(model, pool)
+    pool_bytes = _pool_bytes(args, model, pool, device, num_tokens=budget, num_rows=num_seqs)
     max_model_len, num_pages = _lengths(args, model, page_size, page_bytes, pool_bytes)
     if args.kv_cache_memory_bytes is None and device.is_cpu:
         num_pages = min(num_pages, num_seqs * math.ceil(max_model_len / page_size))
     return EngineConfig(
         model=model,
         cache=CacheConfig(page_size, num_pages, args.enable_prefix_caching),
+        pool=pool,
         scheduler=SchedulerConfig(
             max_num_seqs=num_seqs,
             max_num_batched_tokens=budget,
@@ -96,22 +112,36 @@ def _step_limits(args: EngineArgs, device: Device) -> tuple[int, int]:
 
 def describe(config: EngineConfig) -> str:
     """The pool in one line: tokens, bytes and how many requests of full length it holds."""
-    cache, model = config.cache, config.model
+    cache, model, pool = config.cache, config.model, config.pool
     tokens = cache.num_pages * cache.page_size
+    padded = f" (heads of {model.head_dim} padded to {pool.head_dim})" if pool.head_dim != model.head_dim else ""
     return (
         f"KV pool: {tokens:,} tokens in {cache.num_pages:,} pages of {cache.page_size}, "
-        f"{format_bytes(tokens * kv_bytes_per_token(model))}, room for "
+        f"{format_bytes(tokens * kv_bytes_per_token(model, pool))} of {pool.dtype}{padded}, room for "
         f"{tokens / config.scheduler.max_model_len:.1f} requests of max_model_len {config.scheduler.max_model_len:,}"
     )
 
 
-def _pool_bytes(args: EngineArgs, model: ModelConfig, device: Device, *, num_tokens: int, num_rows: int) -> int:
+def _pool(args: EngineArgs, model: ModelConfig, device: Device, page_size: int) -> PoolConfig:
+    """What a number of the pool is, and how many a head has there."""
+    known = {"auto": model.dtype, **_POOL_DTYPES}
+    if args.kv_cache_dtype not in known:
+        raise ConfigError(f"kv_cache_dtype={args.kv_cache_dtype!r} is unknown; choose one of {', '.join(known)}.")
+    dtype = known[args.kv_cache_dtype]
+    q = jax.ShapeDtypeStruct((1, model.num_heads, model.head_dim), model.dtype)
+    pool = jax.ShapeDtypeStruct((1, 2, model.num_kv_heads, page_size, model.head_dim), dtype)
+    return PoolConfig(dtype, pool_head_dim(q, pool, device.compute_capability))
+
+
+def _pool_bytes(
+    args: EngineArgs, model: ModelConfig, pool: PoolConfig, device: Device, *, num_tokens: int, num_rows: int
+) -> int:
     if args.kv_cache_memory_bytes is not None:
         return args.kv_cache_memory_bytes
     if device.memory_bytes is None:
         return _CPU_POOL_BYTES
     weights = num_parameters(model) * dtype_bytes(model.dtype)
-    step = step_bytes(model, num_tokens=num_tokens, num_rows=num_rows)
+    step = step_bytes(model, pool, num_tokens=num_tokens, num_rows=num_rows)
     left = device.memory_bytes - weights - step - (512 << 20)
     if left <= 0:
         needed = weights + step + (512 << 20)

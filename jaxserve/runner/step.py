@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxserve.batch.buckets import Bucket
 from jaxserve.batch.step_batch import StepBatch, unpack
-from jaxserve.core.config import ModelConfig
+from jaxserve.core.config import EngineConfig, ModelConfig, PoolConfig
 from jaxserve.layers.attention import PagedAttention
 from jaxserve.models.weights import LoadedModel
 from jaxserve.sampling.batch import SamplingBatch
@@ -28,10 +28,12 @@ class PagedState:
     """Where keys and values live: one pool a layer, and the pages of each running row.
 
     page_table_RM: R = max_num_seqs lines of M = max_model_len / page_size page ids.
+    kv_scales_L2K: what the pools' numbers are to be multiplied by; None for 1. Never changes.
     """
 
-    pools: list[Float[Array, "P 2 K Z H"]]
+    pools: list[Float[Array, "P 2 K Z Hp"]]
     page_table_RM: Int[Array, "R M"]
+    kv_scales_L2K: Float[Array, "L 2 K"] | None
 
 
 @jax.tree_util.register_dataclass
@@ -78,16 +80,45 @@ SampleFunction = Callable[[Array, SamplingBatch, SamplingState], tuple[Sampled, 
 StepFunction = Callable[[list[Array], DeviceState, Array | np.ndarray], tuple[StepOutput, DeviceState]]
 
 
-def make_state(config: ModelConfig, *, num_pages: int, page_size: int, num_rows: int, num_columns: int) -> DeviceState:
+def make_state(
+    config: ModelConfig,
+    pool: PoolConfig,
+    *,
+    num_pages: int,
+    page_size: int,
+    num_rows: int,
+    num_columns: int,
+    kv_scales_L2K: np.ndarray | None = None,
+) -> DeviceState:
     """Zeroed pools and empty rows."""
-    shape = (num_pages, 2, config.num_kv_heads, page_size, config.head_dim)
-    pools = [jnp.zeros(shape, config.dtype) for _ in range(config.num_layers)]
-    paged = PagedState(pools, jnp.zeros((num_rows, num_columns), jnp.int32))
+    shape = (num_pages, 2, config.num_kv_heads, page_size, pool.head_dim)
+    pools = [jnp.zeros(shape, pool.dtype) for _ in range(config.num_layers)]
+    scales_L2K = None if kv_scales_L2K is None else jnp.asarray(kv_scales_L2K, jnp.float32)
+    paged = PagedState(pools, jnp.zeros((num_rows, num_columns), jnp.int32), scales_L2K)
     return DeviceState(paged, empty_state(num_rows, config.vocab_size))
 
 
+def initial_state(config: EngineConfig, kv_scales_L2K: np.ndarray | None = None) -> DeviceState:
+    """The state an engine starts with; under `jax.eval_shape` its shapes and dtypes."""
+    cache, scheduler = config.cache, config.scheduler
+    return make_state(
+        config.model,
+        config.pool,
+        num_pages=cache.num_pages,
+        page_size=cache.page_size,
+        num_rows=scheduler.max_num_seqs,
+        num_columns=-(-scheduler.max_model_len // cache.page_size),
+        kv_scales_L2K=kv_scales_L2K,
+    )
+
+
 def make_forward(
-    config: ModelConfig, loaded: LoadedModel, bucket: Bucket, page_size: int, num_logprobs: int
+    config: ModelConfig,
+    loaded: LoadedModel,
+    bucket: Bucket,
+    page_size: int,
+    num_logprobs: int,
+    attention_implementation: str = "auto",
 ) -> ForwardFunction:
     """The model's half of a bucket's step: (weight leaves, paged state, packed vector) -> (Forward, paged state).
 
@@ -100,12 +131,15 @@ def make_forward(
             batch.update_pages_U, mode="drop"
         )
         page_table_BM = page_table_RM.at[batch.state_rows_B].get(mode="fill", fill_value=0)
-        attend = PagedAttention(config, paged.pools, batch, page_table_BM)
+        attend = PagedAttention(
+            config, paged.pools, batch, page_table_BM, attention_implementation, paged.kv_scales_L2K
+        )
         model = loaded.merge(leaves)
         hidden_TD = model(batch.token_ids_T, batch.positions_T, batch.rope_lens_T, attend)
         logits_BV = model.logits(hidden_TD[batch.last_tokens_B])
         prompt = _prompt_logprobs(model.logits, hidden_TD, batch, num_logprobs)
-        return Forward(logits_BV, _sampling_batch(batch), prompt), PagedState(attend.pools, page_table_RM)
+        after = PagedState(attend.pools, page_table_RM, paged.kv_scales_L2K)
+        return Forward(logits_BV, _sampling_batch(batch), prompt), after
 
     return forward
 
@@ -150,17 +184,28 @@ def _sampling_batch(batch: StepBatch) -> SamplingBatch:
 def _prompt_logprobs(
     logits: Callable[[Array], Array], hidden_TD: Array, batch: StepBatch, num_logprobs: int
 ) -> PromptLogprobs:
-    """Log probabilities of each token's known successor, a tile of positions at a time, or zeros if nobody asked."""
-    num_tokens, width = hidden_TD.shape
+    """Log probabilities of each token's known successor, a tile of positions at a time; zeros where nobody asked."""
+    num_tokens = hidden_TD.shape[0]
     tile = min(_LOGPROB_TILE, num_tokens)
+    padding = -num_tokens % tile
+    hidden_TD = jnp.pad(hidden_TD, ((0, padding), (0, 0)))
+    ids_T = jnp.pad(batch.next_ids_T, (0, padding))
 
-    def compute() -> tuple[Array, ...]:
-        padding = -num_tokens % tile
-        tiles = jnp.pad(hidden_TD, ((0, padding), (0, 0))).reshape(-1, tile, width)
-        ids = jnp.pad(batch.next_ids_T, (0, padding)).reshape(-1, tile)
-        parts = lax.map(lambda part: token_logprobs(logits(part[0]), part[1], num_logprobs), (tiles, ids))
-        return tuple(part.reshape(-1, *part.shape[2:])[:num_tokens] for part in parts)
+    def compute(start: Array) -> tuple[Array, ...]:
+        part_TD, part_T = (lax.dynamic_slice_in_dim(x, start, tile) for x in (hidden_TD, ids_T))
+        return token_logprobs(logits(part_TD), part_T, num_logprobs)
 
-    shapes = jax.eval_shape(compute)
-    outputs = lax.cond(batch.use_prompt_logprobs, compute, lambda: tuple(jnp.zeros(s.shape, s.dtype) for s in shapes))
-    return PromptLogprobs(*outputs)
+    def body(i: Array, outputs: tuple[Array, ...]) -> tuple[Array, ...]:
+        parts = compute(i * tile)
+        return tuple(
+            lax.dynamic_update_slice_in_dim(whole, part, i * tile, axis=0)
+            for whole, part in zip(outputs, parts, strict=True)
+        )
+
+    # A loop over the tiles that are filled, none where nobody asked: no condition around a loop of fixed
+    # length, which XLA would keep out of the step's command buffer.
+    num_tiles = jnp.where(batch.use_prompt_logprobs, (batch.query_starts[-1] + tile - 1) // tile, 0)
+    shapes = jax.eval_shape(compute, num_tiles)
+    zeros = tuple(jnp.zeros((num_tokens + padding, *s.shape[1:]), s.dtype) for s in shapes)
+    outputs = lax.fori_loop(0, num_tiles, body, zeros)
+    return PromptLogprobs(*(whole[:num_tokens] for whole in outputs))

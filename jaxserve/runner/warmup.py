@@ -12,18 +12,10 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxserve.batch.buckets import Bucket, BucketGrid
-from jaxserve.batch.step_batch import packed_size
 from jaxserve.core.config import EngineConfig
 from jaxserve.models.weights import LoadedModel
-from jaxserve.runner.step import (
-    DeviceState,
-    ForwardFunction,
-    SampleFunction,
-    StepFunction,
-    join,
-    make_forward,
-    make_sample,
-)
+from jaxserve.runner.lowering import compiler_options, forward_of, lower_step, packed_spec, specs
+from jaxserve.runner.step import DeviceState, ForwardFunction, SampleFunction, StepFunction, join, make_sample
 from jaxserve.sampling.state import load_bias, load_row
 
 _COMPILER_STACK_BYTES = 64 << 20  # XLA recurses deeply over an unrolled model
@@ -43,7 +35,6 @@ def compile_steps(
     loaded: LoadedModel,
     state_spec: DeviceState,
     grid: BucketGrid,
-    num_logprobs: int,
     progress: Callable[[str], None],
 ) -> dict[Bucket, StepFunction]:
     """The step of every bucket, compiled in as many threads as there are cores; a progress line each.
@@ -52,24 +43,20 @@ def compile_steps(
     rows instead of once a bucket. Elsewhere it is one, so that a step is one launch.
     state_spec: the device state's shapes and dtypes (jax.ShapeDtypeStruct leaves).
     """
-    leaves_spec, page_size = _specs(loaded.leaves), config.cache.page_size
-    sample = make_sample(num_logprobs)
+    leaves_spec = specs(loaded.leaves)
+    sample = make_sample(config.num_logprobs)
 
     def compile_forward(bucket: Bucket) -> ForwardFunction:
-        forward = make_forward(config.model, loaded, bucket, page_size, num_logprobs)
-        return jax.jit(forward, donate_argnums=1).lower(leaves_spec, state_spec.paged, _packed_spec(bucket)).compile()
+        forward = jax.jit(forward_of(config, loaded, bucket), donate_argnums=1)
+        return forward.lower(leaves_spec, state_spec.paged, packed_spec(config, bucket)).compile()
 
     def compile_sample(bucket: Bucket) -> SampleFunction:
-        forward = make_forward(config.model, loaded, bucket, page_size, num_logprobs)
-        spec, _ = jax.eval_shape(forward, leaves_spec, state_spec.paged, _packed_spec(bucket))
+        forward = forward_of(config, loaded, bucket)
+        spec, _ = jax.eval_shape(forward, leaves_spec, state_spec.paged, packed_spec(config, bucket))
         return jax.jit(sample, donate_argnums=2).lower(spec.logits_BV, spec.sampling, state_spec.sampling).compile()
 
     def compile_whole(bucket: Bucket) -> StepFunction:
-        step = join(make_forward(config.model, loaded, bucket, page_size, num_logprobs), sample)
-        return jax.jit(step, donate_argnums=1).lower(leaves_spec, state_spec, _packed_spec(bucket)).compile()
-
-    def _packed_spec(bucket: Bucket) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((packed_size(bucket, page_size),), jnp.int32)
+        return lower_step(config, loaded, bucket, state_spec).compile(compiler_options(jax.default_backend()))
 
     # The largest first: they take longest, and running out of memory shows at once.
     buckets = list(reversed(grid.all))
@@ -117,7 +104,3 @@ def compile_row_programs(state_spec: DeviceState) -> RowPrograms:
 
 def _load_table(page_table_RM: Array, row: Array, columns_M: Array) -> Array:
     return page_table_RM.at[row].set(columns_M, mode="drop")
-
-
-def _specs(tree: Any) -> Any:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)

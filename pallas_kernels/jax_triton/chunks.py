@@ -13,9 +13,9 @@ import triton
 import triton.language as tl
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels.jax_triton.chunk_plan import plan_chunks
 from pallas_kernels.jax_triton.door import load
 from pallas_kernels.jax_triton.tiles import MASKED, attend_tile, load_keys_values
-from pallas_kernels.plan import plan_chunks
 from pallas_kernels.tuning import TritonConfig
 
 

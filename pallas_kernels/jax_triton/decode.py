@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels.jax_triton.door import load
 from pallas_kernels.jax_triton.tiles import MASKED, attend_tile, load_keys_values
-from pallas_kernels.plan import plan_decode
+from pallas_kernels.plan import PlanLine, plan_decode
 from pallas_kernels.tuning import TritonConfig
 
 _MERGED_AT_ONCE = 16  # partial results
@@ -39,7 +39,7 @@ def decode_into(
     num_pages, _, num_kv_heads, page_size, _ = pool_P2KZH.shape
     group = num_heads // num_kv_heads
     num_workers = config.num_sms * config.workers_per_sm
-    plan = plan_decode(
+    plan_WI = plan_decode(
         context_lens_B,
         num_heads=num_kv_heads,
         tile=config.decode_tile,
@@ -47,11 +47,12 @@ def decode_into(
         num_workers=num_workers,
     )
     layout = dict(
-        num_kv_heads=num_kv_heads, group=group, head_dim=head_dim, width=max(16, triton.next_power_of_2(head_dim))
-    )
+        num_workers=num_workers, num_fields=len(PlanLine._fields),
+        num_kv_heads=num_kv_heads, group=group, head_dim=head_dim, width=max(16, triton.next_power_of_2(head_dim)),
+    )  # fmt: skip
     call = load().triton_call
     partials, lse = call(
-        q_TNH, pool_P2KZH, page_table_BM, context_lens_B, plan.work_WI, out_ref,
+        q_TNH, pool_P2KZH, page_table_BM, context_lens_B, plan_WI, out_ref,
         kernel=_decode_kernel,
         out_type=(
             jax.ShapeDtypeStruct((2 * num_workers, group, head_dim), jnp.float32),
@@ -66,7 +67,7 @@ def decode_into(
         scale=scale, window=sliding_window, softcap=logit_softcap, **layout,
     )  # fmt: skip
     call(
-        partials, lse, plan.merge_WI, out_ref,
+        partials, lse, plan_WI, out_ref,
         kernel=_merge_kernel,
         out_type=(),
         grid=(num_workers, group),
@@ -79,20 +80,22 @@ def decode_into(
 @triton.jit
 @no_type_check
 def _decode_kernel(
-    q_ptr, pool_ptr, table_ptr, lens_ptr, work_ptr, out_ptr, partial_ptr, lse_ptr,
+    q_ptr, pool_ptr, table_ptr, lens_ptr, plan_ptr, out_ptr, partial_ptr, lse_ptr,
     rows: tl.constexpr, tile: tl.constexpr, num_pages: tl.constexpr, page_size: tl.constexpr,
     num_columns: tl.constexpr, scale: tl.constexpr, window: tl.constexpr, softcap: tl.constexpr,
+    num_workers: tl.constexpr, num_fields: tl.constexpr,
     num_kv_heads: tl.constexpr, group: tl.constexpr, head_dim: tl.constexpr, width: tl.constexpr,
 ):  # fmt: skip
     worker = tl.program_id(0)
-    row = tl.load(work_ptr + 5 * worker)
-    head = tl.load(work_ptr + 5 * worker + 1)
-    done = tl.load(work_ptr + 5 * worker + 2)  # tiles of this head that come before
-    left = tl.load(work_ptr + 5 * worker + 3)
-    num_segments = tl.load(work_ptr + 5 * worker + 4)
+    line_ptr = plan_ptr + num_fields * worker  # a `PlanLine`
+    row = tl.load(line_ptr)
+    head = tl.load(line_ptr + 1)
+    done = tl.load(line_ptr + 2)  # tiles of this head that come before
+    left = tl.load(line_ptr + 3)
+    num_segments = tl.load(line_ptr + 4)
     lines, dims = tl.arange(0, rows), tl.arange(0, width)
     is_query = (lines < group)[:, None] & (dims < head_dim)[None, :]
-    for number in range(num_segments):
+    for _ in range(num_segments):
         context_len = tl.load(lens_ptr + row)
         lowest = 0 * context_len if window is None else tl.maximum(context_len - window, 0)
         first = lowest // tile
@@ -117,7 +120,8 @@ def _decode_kernel(
         if count == num_tiles:
             tl.store(out_ptr + query_lines, acc.to(out_ptr.dtype.element_ty), mask=is_query)
         else:
-            part_lines = (2 * worker + tl.minimum(number, 1)) * group + lines
+            # First the parts of heads that workers begin, then of those that they go on with.
+            part_lines = (worker + tl.where(done == 0, 0, num_workers)) * group + lines
             tl.store(partial_ptr + part_lines[:, None] * head_dim + dims[None, :], acc, mask=is_query)
             tl.store(lse_ptr + part_lines, top + tl.log2(total), mask=lines < group)
         left -= count
@@ -132,24 +136,26 @@ def _decode_kernel(
 @triton.jit
 @no_type_check
 def _merge_kernel(
-    partial_ptr, lse_ptr, merge_ptr, out_ptr, at_once: tl.constexpr,
+    partial_ptr, lse_ptr, plan_ptr, out_ptr,
+    at_once: tl.constexpr, num_workers: tl.constexpr, num_fields: tl.constexpr,
     num_kv_heads: tl.constexpr, group: tl.constexpr, head_dim: tl.constexpr, width: tl.constexpr,
 ):  # fmt: skip
-    """Joins the partial results of a head that several workers shared, one query head a program."""
+    """Joins the parts of a head that several workers share, one query head a program; its second worker sees to it."""
     worker, line = tl.program_id(0), tl.program_id(1)
-    if tl.load(merge_ptr + 5 * worker) == 1:
-        is_second = tl.load(merge_ptr + 5 * worker + 1)
-        last = tl.load(merge_ptr + 5 * worker + 2)
-        row = tl.load(merge_ptr + 5 * worker + 3)
-        head = tl.load(merge_ptr + 5 * worker + 4)
+    line_ptr = plan_ptr + num_fields * worker  # a `PlanLine`
+    num_segments = tl.load(line_ptr + 4)
+    leader = tl.load(line_ptr + 6)
+    if (num_segments > 0) & (leader == worker - 1):
+        row = tl.load(line_ptr)
+        head = tl.load(line_ptr + 1)
+        last = tl.load(line_ptr + 7)
         dims = tl.arange(0, width)
         acc = tl.zeros((width,), tl.float32)
         top = tl.zeros((), tl.float32) + MASKED
         total = tl.zeros((), tl.float32)
         for first in range(0, last + 1, at_once):
             i = first + tl.arange(0, at_once)
-            # The leader's part is its first or second one; of the workers that go on it is the first.
-            part_lines = (2 * (worker + i) + tl.where(i == 0, is_second, 0)) * group + line
+            part_lines = (leader + i + tl.where(i == 0, 0, num_workers)) * group + line
             lse = tl.load(lse_ptr + part_lines, mask=i <= last, other=MASKED)
             mask = (i <= last)[:, None] & (dims < head_dim)[None, :]
             parts = tl.load(partial_ptr + part_lines[:, None] * head_dim + dims[None, :], mask=mask, other=0.0)

@@ -14,8 +14,10 @@ _DTYPES = (jnp.bfloat16, jnp.float16, jnp.float32)
 _POOL_ONLY_DTYPES = (jnp.float8_e4m3fn, jnp.float8_e5m2)
 _FIRST_WITH_FLOAT8 = 89
 
+type Typed = jax.Array | jax.ShapeDtypeStruct  # what has a shape and a dtype
 
-def unsupported(q: jax.Array, pool: jax.Array) -> str | None:
+
+def unsupported(q: Typed, pool: Typed) -> str | None:
     """Why this backend cannot serve these arrays, or None. Device and installation apart: see `paged_attention`."""
     if q.dtype not in _DTYPES or (pool.dtype != q.dtype and pool.dtype not in _POOL_ONLY_DTYPES):
         return f"queries of {q.dtype} over a pool of {pool.dtype}: want both of one type, or a pool of float8"

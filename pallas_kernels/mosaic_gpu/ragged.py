@@ -1,4 +1,4 @@
-"""Ragged paged attention on Hopper: rows of one query by the decode kernel, prompt chunks by the XLA tiles."""
+"""Ragged paged attention on Hopper: rows of one query by the decode kernel, prompt chunks by the prefill kernel."""
 
 from functools import partial
 
@@ -6,20 +6,26 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.mosaic_gpu.decode import TILE, decode_attention
-from pallas_kernels.tuning import decode_config
-from pallas_kernels.xla_attention import tiled_chunk_attention
+from pallas_kernels.mosaic_gpu.decode import decode_attention
+from pallas_kernels.mosaic_gpu.decode_launch import TILE
+from pallas_kernels.mosaic_gpu.prefill import prefill_attention
+from pallas_kernels.tuning import decode_config, prefill_config
 
-_HEAD_DIMS = (64, 128, 256)
+HEAD_DIMS = (64, 128, 256)
+
+type Typed = jax.Array | jax.ShapeDtypeStruct  # what has a shape and a dtype
 
 
-def unsupported(q: jax.Array, pool: jax.Array) -> str | None:
-    """Why this backend cannot serve these arrays, or None. Device apart: see `paged_attention`."""
+def unsupported(q: Typed, pool: Typed) -> str | None:
+    """Why this backend cannot serve these arrays, or None. Device apart: see `paged_attention`.
+
+    The head size is the pool's: queries arrive padded to it.
+    """
     page_size, head_dim = pool.shape[3:]
     if q.dtype not in (jnp.bfloat16, jnp.float16) or pool.dtype != q.dtype:
         return f"queries of {q.dtype} over a pool of {pool.dtype}: both must be bfloat16 or both float16"
-    if head_dim not in _HEAD_DIMS:
-        return f"head size {head_dim}: must be one of {_HEAD_DIMS}"
+    if head_dim not in HEAD_DIMS:
+        return f"a pool of head size {head_dim}: must be one of {HEAD_DIMS}, the next above the queries'"
     if page_size % 8 or (TILE % page_size and page_size % TILE):
         return f"pages of {page_size} tokens: must be 8, 16, 32 or a multiple of {TILE}"
     if q.shape[1] // pool.shape[2] > 16:
@@ -39,6 +45,7 @@ def hopper_paged_attention(
     scale: float,
     sliding_window: int | None,
     logit_softcap: float | None,
+    workspace: jax.Ref | None = None,
 ) -> Float[Array, "T N H"]:
     """See `paged_attention.ragged_paged_attention`."""
     num_rows = page_table_BM.shape[0]
@@ -52,10 +59,24 @@ def hopper_paged_attention(
         scale=scale,
         sliding_window=sliding_window,
         logit_softcap=logit_softcap,
+        workspace=workspace,
     )
     if q_TNH.shape[0] == num_rows:
         return single_BNH
-    attend_chunks = partial(
-        tiled_chunk_attention, scale=scale, sliding_window=sliding_window, logit_softcap=logit_softcap
+    out_TNH = prefill_attention(
+        q_TNH,
+        pool_P2KZH,
+        page_table_BM,
+        context_lens_B,
+        query_starts,
+        row_counts,
+        config=prefill_config(head_dim=q_TNH.shape[2]),
+        scale=scale,
+        sliding_window=sliding_window,
+        logit_softcap=logit_softcap,
     )
-    return attend_chunks(single_BNH, q_TNH, pool_P2KZH, page_table_BM, context_lens_B, query_starts, row_counts)
+    # Rows of one query come first, so each one's index is its row. A scatter, which XLA does in place: it copies
+    # or refuses an update of a slice of a kernel's result.
+    rows_B = jnp.arange(num_rows)
+    targets_B = jnp.where(is_single_B, rows_B, q_TNH.shape[0] + rows_B)
+    return out_TNH.at[targets_B].set(single_BNH, mode="drop", unique_indices=True)

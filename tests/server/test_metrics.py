@@ -57,6 +57,10 @@ def test_names_of_other_servers_are_there(server: ServerProcess, http: httpx.Cli
         metric(page, name)
 
 
+def test_the_pools_dtype_is_told(server: ServerProcess, http: httpx.Client) -> None:
+    assert metric(server.metrics(), "vllm:cache_config_info", model_name="tiny", cache_dtype="float32") == 1
+
+
 def test_counters_add_up(server: ServerProcess, http: httpx.Client) -> None:
     before = server.metrics()
     usage = ask(http, n=2, seed=1)

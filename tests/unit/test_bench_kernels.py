@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxserve.bench import kernels
+from jaxserve.bench import kernels, prefill_kernels
 
 SMALL = ["--heads", "4", "--kv-heads", "2", "--head-dim", "16", "--page-size", "8", "--layers", "2"]
 
@@ -16,6 +16,7 @@ def _few_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "_REPEATS", 2)
     monkeypatch.setattr(kernels, "_RUNS", 2)
     monkeypatch.setattr(kernels, "copy_gbps", partial(kernels.copy_gbps, 1 << 20))
+    monkeypatch.setattr(prefill_kernels, "matmul_tflops", partial(prefill_kernels.matmul_tflops, 128))
 
 
 def test_a_record_a_case_with_what_the_figures_rest_on(tmp_path: Path) -> None:
@@ -44,6 +45,22 @@ def test_a_wrong_kernel_has_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
         kernels.main([*SMALL, "--case", "2x16", "--implementation", "xla"])
 
 
+def test_a_prompt_chunk_is_counted_by_the_keys_its_queries_see(tmp_path: Path) -> None:
+    out = tmp_path / "records.json"
+    kernels.main([*SMALL, "--case", "40@100", "--implementation", "xla", "--out", str(out)])
+    record = json.loads(out.read_text())
+    seen = sum(range(61, 101))
+    flops = 4 * seen * 4 * 16  # a multiply-add for the score and one for the value, four heads of sixteen
+    assert record["tflops"] == pytest.approx(flops / record["median_ms"] / 1e9, abs=0.06)
+    assert record["max_error"] <= 2e-2 and record["case"] == "40@100"
+
+
+def test_a_wrong_prompt_chunk_has_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefill_kernels, "ragged_paged_attention", lambda q, *_, **__: 2 * q)
+    with pytest.raises(SystemExit, match="off by"):
+        kernels.main([*SMALL, "--case", "8@16", "--implementation", "xla"])
+
+
 def test_sampling_is_measured_beside_the_same_copy(tmp_path: Path) -> None:
     out = tmp_path / "records.json"
     kernels.main([*SMALL, "--kernel", "sampling", "--case", "2x300", "--implementation", "xla", "--out", str(out)])
@@ -58,3 +75,9 @@ def test_a_wrong_filter_has_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "kept_tokens", lambda scaled_BV, *_, **__: scaled_BV > -1e9)
     with pytest.raises(SystemExit, match="of probability"):
         kernels.main([*SMALL, "--kernel", "sampling", "--case", "2x300", "--implementation", "xla"])
+
+
+@pytest.mark.parametrize("options", [["--case", "3x40"], ["--case", "8@8", "--case", "3x40"], []], ids=str)
+def test_cudnn_has_no_pages_to_read(options: list[str]) -> None:
+    with pytest.raises(SystemExit, match="prompt chunks only"):
+        kernels.main([*SMALL, "--implementation", "cudnn", *options])

@@ -15,6 +15,7 @@ INFO = EngineInfo(
     model_path="m",
     architecture="LlamaForCausalLM",
     dtype="float32",
+    kv_cache_dtype="float32",
     vocab_size=512,
     max_model_len=64,
     max_num_seqs=4,

@@ -9,6 +9,12 @@ from jaxserve.core.config import ModelConfig, RopeConfig
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.model_config import longest_context, model_config_from_hf
 
+CACHE_ALONE = {
+    "quant_method": "compressed-tensors",
+    "config_groups": {},
+    "kv_cache_scheme": {"num_bits": 8, "type": "float", "strategy": "tensor", "dynamic": False, "symmetric": True},
+}
+
 
 def hf(**overrides: Any) -> dict[str, Any]:
     return {key: value for key, value in (DEFAULTS | overrides).items() if value is not None}
@@ -29,6 +35,10 @@ def test_llama_numbers() -> None:
     assert config.sliding_windows == (None, None)
     assert config.rope == RopeConfig(theta=10000.0)
     assert (config.bos_token_id, config.eos_token_ids, config.dtype) == (0, (1,), "float32")
+
+
+def test_a_checkpoint_whose_cache_alone_is_quantised_has_whole_weights() -> None:
+    assert parse(quantization_config=CACHE_ALONE) == parse()
 
 
 def test_defaults_where_the_file_is_silent() -> None:
@@ -148,6 +158,10 @@ def test_eos_ids_are_gathered_and_overrides_win() -> None:
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, ["full_attention", "not supported"]),
         ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor", "0.5"]),
         ({"quantization_config": {"quant_method": "gptq"}}, ["gptq"]),
+        (
+            {"quantization_config": {**CACHE_ALONE, "config_groups": {"group_0": {"targets": ["Linear"]}}}},
+            ["compressed-tensors"],
+        ),
         ({"torch_dtype": "int8"}, ["int8", "bfloat16"]),
     ],
 )

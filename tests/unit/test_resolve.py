@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxserve.core.config import EngineArgs, ModelConfig
+from jaxserve.core.config import EngineArgs, ModelConfig, PoolConfig
 from jaxserve.core.errors import ConfigError
 from jaxserve.runner.memory import format_bytes, kv_bytes_per_token, num_parameters
 from jaxserve.runner.resolve import Device, claim_device, describe, resolve
@@ -23,7 +23,7 @@ LLAMA_8B = ModelConfig(
     sliding_windows=(None,) * 32,
 )
 CPU = Device("cpu", "cpu", None)
-H200 = Device("gpu", "NVIDIA H200", 139 << 30)
+H200 = Device("gpu", "NVIDIA H200", 139 << 30, "9.0")
 
 
 def resolved(device=CPU, model=LLAMA_8B, **args):
@@ -32,7 +32,7 @@ def resolved(device=CPU, model=LLAMA_8B, **args):
 
 def test_known_sizes():
     assert num_parameters(LLAMA_8B) == 8_030_261_248
-    assert kv_bytes_per_token(LLAMA_8B) == 131_072
+    assert kv_bytes_per_token(LLAMA_8B, PoolConfig("bfloat16", 128)) == 131_072
 
 
 def test_a_gpu_is_filled_and_a_cpu_is_not():
@@ -42,13 +42,47 @@ def test_a_gpu_is_filled_and_a_cpu_is_not():
     assert gpu.scheduler.max_model_len == 131072
     assert (gpu.cache.page_size, gpu.scheduler.max_num_seqs, gpu.scheduler.max_num_batched_tokens) == (64, 256, 8192)
     assert cpu.cache.num_pages * cpu.cache.page_size == cpu.scheduler.max_model_len == 8192  # 1 GiB of 128 KiB tokens
-    assert "8,192 tokens in 256 pages of 32, 1 GiB, room for 1.0 requests" in describe(cpu)
+    assert "8,192 tokens in 256 pages of 32, 1 GiB of bfloat16, room for 1.0 requests" in describe(cpu)
 
 
 def test_a_small_model_takes_no_more_than_its_requests_can_use():
     small = replace(LLAMA_8B, max_position_embeddings=128, num_layers=2)
     config = resolved(CPU, small, max_num_seqs=4)
     assert config.cache.num_pages * config.cache.page_size == 4 * 128
+
+
+@pytest.mark.parametrize(
+    ("asked", "dtype", "num_bytes"),
+    [
+        ("auto", "bfloat16", 2),
+        ("float16", "float16", 2),
+        ("float32", "float32", 4),
+        ("fp8", "float8_e4m3fn", 1),
+        ("fp8_e4m3", "float8_e4m3fn", 1),
+        ("fp8_e5m2", "float8_e5m2", 1),
+    ],
+)
+def test_the_pool_holds_as_many_tokens_as_its_dtype_allows(asked, dtype, num_bytes):
+    config = resolved(kv_cache_dtype=asked)
+    assert config.pool == PoolConfig(dtype, 128)
+    assert kv_bytes_per_token(LLAMA_8B, config.pool) == 65_536 * num_bytes
+    assert config.cache.num_pages * config.cache.page_size == (1 << 30) // (65_536 * num_bytes)
+    assert f"1 GiB of {dtype}, room for" in describe(config)
+
+
+def test_auto_is_the_models_dtype():
+    assert resolved(model=replace(LLAMA_8B, dtype="float16")).pool.dtype == "float16"
+
+
+@pytest.mark.parametrize(("head_dim", "wider"), [(80, 128), (96, 128), (128, 128), (256, 256)])
+def test_heads_are_padded_where_the_kernels_need_it_and_counted_so(head_dim, wider):
+    model = replace(LLAMA_8B, head_dim=head_dim)
+    hopper, cpu = resolved(H200, model), resolved(CPU, model)
+    older = resolved(replace(H200, compute_capability="8.0"), model)
+    assert (hopper.pool.head_dim, cpu.pool.head_dim, older.pool.head_dim) == (wider, head_dim, head_dim)
+    assert kv_bytes_per_token(model, hopper.pool) == 1024 * wider
+    assert older.cache.num_pages / hopper.cache.num_pages == pytest.approx(wider / head_dim, rel=0.01)
+    assert (f"(heads of {head_dim} padded to {wider})" in describe(hopper)) == (head_dim != wider)
 
 
 def test_an_unset_limit_follows_the_set_one():
@@ -71,6 +105,10 @@ def test_an_unset_limit_follows_the_set_one():
         (dict(page_size=0), "page_size=0"),
         (dict(max_num_seqs=64, max_num_batched_tokens=32), "max_num_batched_tokens=32 is below max_num_seqs=64"),
         (dict(tensor_parallel_size=2), "tensor_parallel_size=2"),
+        (
+            dict(kv_cache_dtype="int8"),
+            r"kv_cache_dtype='int8' is unknown; choose one of auto, .*fp8, fp8_e4m3, fp8_e5m2",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named(args, message):

@@ -1,0 +1,62 @@
+"""A bucket's whole step from shapes to a lowered program, for the device at hand or for one that is not there.
+
+What is compiled on a GPU before the first request, and what is compiled for a GPU without one (to check
+it, to plan its memory), is lowered by one function: both are the same program.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxserve.batch.buckets import Bucket
+from jaxserve.batch.step_batch import packed_size
+from jaxserve.core.config import EngineConfig
+from jaxserve.models.weights import LoadedModel
+from jaxserve.runner.step import DeviceState, ForwardFunction, join, make_forward, make_sample
+
+# XLA's own list of what a command buffer (a CUDA graph) may hold, and loops. The searches of top-k and top-p
+# are loops in branches, and a loop that is left out leaves out every condition around it: each step would be
+# several launches, with the host waiting for the device between them to read a condition.
+_COMMAND_BUFFER = "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,CONDITIONAL,WHILE"
+
+
+def compiler_options(platform: str) -> dict[str, str | bool]:
+    """XLA's options for a step on this platform ("gpu", "cpu", …) where they differ from its defaults."""
+    return {"xla_gpu_enable_command_buffer": _COMMAND_BUFFER} if platform == "gpu" else {}
+
+
+def lower_step(
+    config: EngineConfig,
+    loaded: LoadedModel,
+    bucket: Bucket,
+    state: DeviceState,
+    placement: jax.sharding.Sharding | None = None,
+) -> jax.stages.Lowered:
+    """Model and sampler in one program, `(weight leaves, DeviceState donated, packed vector)`, to be compiled.
+
+    loaded: of its leaves only shapes and dtypes are read, so `abstract_params` will do; the same of
+        state, `initial_state` or its shapes.
+    placement: where everything lies, the default device if None. Devices that are not there
+        (`sharding.targets`) will do for compiling; config.attention_implementation must then name
+        one, as "auto" looks at this machine's devices.
+    """
+    inputs = specs((loaded.leaves, state, packed_spec(config, bucket)), placement)
+    step = join(forward_of(config, loaded, bucket), make_sample(config.num_logprobs))
+    return jax.jit(step, donate_argnums=1).lower(*inputs)
+
+
+def forward_of(config: EngineConfig, loaded: LoadedModel, bucket: Bucket) -> ForwardFunction:
+    """`make_forward` with what an engine's config says."""
+    attention = config.attention_implementation
+    return make_forward(config.model, loaded, bucket, config.cache.page_size, config.num_logprobs, attention)
+
+
+def packed_spec(config: EngineConfig, bucket: Bucket) -> jax.ShapeDtypeStruct:
+    """Shape of the packed vector of this bucket."""
+    return jax.ShapeDtypeStruct((packed_size(bucket, config.cache.page_size),), jnp.int32)
+
+
+def specs(tree: Any, placement: jax.sharding.Sharding | None = None) -> Any:
+    """The shapes and dtypes of a tree of arrays (or of such), lying where `placement` says."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement), tree)

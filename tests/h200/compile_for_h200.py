@@ -1,0 +1,104 @@
+"""Compile cases for an H200, leaving what the compilers said in a folder a case.
+
+    python compile_for_h200.py steps|kernels FOLDER
+
+Runs in the environment that has XLA's CUDA compiler (tests/h200/conftest.py starts it). Left are hlo.txt,
+the optimised program; memory.json; thunks.txt, what XLA will launch; ptxas.txt, the assembler's report on
+each kernel of ours.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Generator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from h200_cases import KERNELS, MEMORY_BYTES, STEPS, llama_8b
+
+from jaxserve.models.weights import abstract_params
+from jaxserve.runner.lowering import compiler_options, lower_step
+from jaxserve.runner.step import initial_state
+from pallas_kernels import ragged_paged_attention
+from sharding.targets import target_devices
+
+_MEMORY_FIELDS = ("argument", "output", "alias", "temp")
+
+
+@contextlib.contextmanager
+def stdout_into(path: Path) -> Generator[None]:
+    """What compiled code prints too: the file descriptor itself goes there."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    with path.open("wb") as file:
+        os.dup2(file.fileno(), 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def leave(folder: Path, lowered: jax.stages.Lowered) -> None:
+    folder.mkdir(parents=True)
+    with tempfile.TemporaryDirectory() as dumps:
+        options = compiler_options("gpu") | {"xla_dump_to": dumps, "xla_dump_hlo_as_text": True}
+        with stdout_into(folder / "ptxas.txt"):
+            compiled = lowered.compile(options)
+        # Written after the passes only where they changed something, such as made a command buffer.
+        thunks = [
+            *Path(dumps).glob("*.thunk_sequence_after_thunk_passes.txt"),
+            *Path(dumps).glob("*.thunk_sequence.txt"),
+        ][0]
+        (folder / "thunks.txt").write_bytes(thunks.read_bytes())
+    (folder / "hlo.txt").write_text(compiled.as_text() or "")
+    memory: Any = compiled.memory_analysis()
+    (folder / "memory.json").write_text(
+        json.dumps({name: getattr(memory, f"{name}_size_in_bytes") for name in _MEMORY_FIELDS})
+    )
+
+
+def lower_kernel(placement: jax.sharding.Sharding, case: dict[str, Any]) -> jax.stages.Lowered:
+    """Attention of a bucket over a pool of a thousand pages."""
+    rows, page_size, head_dim = case["num_rows"], case["page_size"], case["head_dim"]
+
+    def spec(shape: tuple[int, ...], dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=placement)
+
+    attend = partial(
+        ragged_paged_attention,
+        scale=head_dim**-0.5,
+        sliding_window=case["window"],
+        logit_softcap=case["softcap"],
+        implementation="mosaic_gpu",
+    )
+    return jax.jit(attend).lower(
+        spec((case["num_tokens"], case["heads"], head_dim), case["dtype"]),
+        spec((1000, 2, case["kv_heads"], page_size, head_dim), case["dtype"]),
+        spec((rows, 8192 // page_size)),
+        spec((rows,)),
+        spec((rows + 1,)),
+        spec((2,)),
+    )
+
+
+def main(group: str, out: Path) -> None:
+    placement = jax.sharding.SingleDeviceSharding(target_devices("h200", memory_bytes=MEMORY_BYTES)[0])
+    if group == "kernels":
+        for name, case in KERNELS.items():
+            leave(out / name, lower_kernel(placement, case))
+    else:
+        config = llama_8b()
+        model = abstract_params(config.model)
+        state = jax.eval_shape(lambda: initial_state(config))
+        for name, bucket in STEPS.items():
+            leave(out / name, lower_step(config, model, bucket, state, placement))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

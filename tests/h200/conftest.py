@@ -1,0 +1,60 @@
+"""Compiling for an H200 where there is none: by the interpreter of an environment that has XLA's CUDA compiler."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from compiled_program import Program
+
+ROOT = Path(__file__).parents[2]
+PYTHON = ROOT / ".venv-cuda" / "bin" / "python"
+HOW = "UV_PROJECT_ENVIRONMENT=.venv-cuda uv sync --locked --no-default-groups --group cuda-compiler"
+
+_reports: list[str] = []
+
+
+@pytest.fixture(scope="session")
+def report() -> Callable[[str], None]:
+    """Adds a line to what is printed after the tests."""
+    return _reports.append
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _reports:
+        terminalreporter.section("compiled for an H200")
+        for line in _reports:
+            terminalreporter.write_line(line)
+
+
+@pytest.fixture(scope="session")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Program]:
+    """A kernel's program, by the name of its case."""
+    return _compile("kernels", tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.fixture(scope="session")
+def steps(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Program]:
+    """A whole step, by the name of its case."""
+    return _compile("steps", tmp_path_factory.mktemp("steps"))
+
+
+def _compile(group: str, folder: Path) -> Callable[[str], Program]:
+    if sys.platform != "linux":
+        pytest.skip("XLA's CUDA compiler is for Linux")
+    if not PYTHON.exists():
+        reason = f"needs XLA's CUDA compiler (no GPU) in {PYTHON.parents[1]}: {HOW}"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "MOSAIC_GPU_DUMP_PTXAS": "1", "PYTHONPATH": str(ROOT)}
+    environment.pop("XLA_FLAGS", None)
+    script = Path(__file__).with_name("compile_for_h200.py")
+    done = subprocess.run(
+        [PYTHON, script, group, folder], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        pytest.fail(f"compiling {group} for an H200 failed ({done.returncode}):\n{done.stderr[-4000:]}")
+    return lambda name: Program(folder / name)

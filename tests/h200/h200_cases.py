@@ -1,0 +1,77 @@
+"""What is compiled for an H200: Llama-3.1-8B's steps with the engine's own defaults, and each kernel by itself."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxserve.batch.buckets import Bucket
+from jaxserve.core.config import EngineArgs, EngineConfig
+from jaxserve.core.model_config import model_config_from_hf
+from jaxserve.runner.resolve import Device, resolve
+
+LLAMA_8B: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+    "rope_theta": 500000.0,
+    "rope_scaling": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    },
+    "dtype": "bfloat16",
+}
+MEMORY_BYTES = int(0.92 * 151_397_597_184)  # gpu_memory_utilization of an H200
+
+STEPS: dict[str, Bucket] = {
+    "decode_16": Bucket(16, 16),
+    "decode_256": Bucket(256, 256),
+    "mixed_8192": Bucket(8192, 256),
+}
+
+LLAMA_HEADS: dict[str, Any] = dict(
+    num_rows=16,
+    num_tokens=16,
+    heads=32,
+    kv_heads=8,
+    head_dim=128,
+    page_size=64,
+    dtype=jnp.bfloat16,
+    window=None,
+    softcap=None,
+)
+
+
+def _variants() -> dict[str, dict[str, Any]]:
+    """The corners of the contract: pages and head sizes against each other, every other option by itself."""
+    cases: dict[str, dict[str, Any]] = {
+        f"page_{page}_head_{head}": dict(page_size=page, head_dim=head)
+        for page in (16, 32, 64, 128)
+        for head in (64, 128, 256)
+    }
+    cases |= {f"group_{n}": dict(heads=8 * n) for n in (1, 2, 7, 16)}
+    cases |= {f"float16_head_{head}": dict(dtype=jnp.float16, head_dim=head) for head in (64, 128, 256)}
+    cases |= {"window": dict(window=4096), "softcap": dict(softcap=30.0), "both": dict(window=100, softcap=30.0)}
+    cases |= {"one_row": dict(num_rows=1, num_tokens=1), "rows_256": dict(num_rows=256, num_tokens=256)}
+    # The kernel of prompt chunks beside that of single queries.
+    chunks = {f"chunks_{name}": options | dict(num_tokens=512) for name, options in cases.items() if "rows" not in name}
+    return cases | chunks | {"chunks_group_3": dict(num_tokens=512, heads=24), "chunks": dict(num_tokens=8192)}
+
+
+KERNELS: dict[str, dict[str, Any]] = {name: LLAMA_HEADS | options for name, options in _variants().items()}
+
+
+def llama_8b() -> EngineConfig:
+    """What `jaxserve serve` would run with on an H200; the page pool takes what memory is left."""
+    model = model_config_from_hf(LLAMA_8B)
+    config = resolve(EngineArgs(), model, Path(), Device("gpu", "NVIDIA H200", MEMORY_BYTES))
+    return replace(config, attention_implementation="mosaic_gpu")
