@@ -2,6 +2,7 @@
 # (triton and jax-triton are optional, and ship no types)
 """The one door to jax-triton: whether it can be had, and for which GPU it compiles."""
 
+import os
 from functools import lru_cache
 from types import ModuleType
 from typing import Any
@@ -15,6 +16,8 @@ _LEAST = 80  # Ampere: the first with bfloat16
 @lru_cache(maxsize=1)
 def load() -> ModuleType:
     """The module `jax_triton`. Raises ImportError where it or triton is not installed."""
+    # From triton 3.9 on, which warns where this is unset, until 3.10 turns it off: multiply-adds stay fused.
+    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
     import triton.backends.nvidia.driver as driver
 
     # jax-triton 0.4.1 imports a name that triton has from 3.7 on. Without it the whole NVIDIA backend would be
