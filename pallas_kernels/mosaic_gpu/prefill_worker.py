@@ -21,12 +21,16 @@ _Carry = tuple[Array, Array, Array]  # weighted sum of values, maximum (of log2)
 
 
 def work(shape: PrefillShape, *refs) -> None:
-    """Body of the kernel."""
+    """Body of the kernel.
+
+    A block starts with 168 registers a thread, 504 over its warpgroups, and can only deal these out anew:
+    asking for more waits for ever.
+    """
     refs = PrefillRefs(*refs)
 
     @pl.when(_warpgroup() == 2)
     def _():
-        plgpu.set_max_registers(32, action="decrease")
+        plgpu.set_max_registers(24, action="decrease")
         _fetch_all(shape, refs)
 
     @pl.when(_warpgroup() < 2)
