@@ -29,7 +29,7 @@ from pallas_kernels.mosaic_gpu.decode_launch import (
     plan_line,
 )
 from pallas_kernels.mosaic_gpu.decode_merge import leave_part, merge_if_last
-from pallas_kernels.mosaic_gpu.plan import tile_range
+from pallas_kernels.plan import tile_range
 
 _LOG2_E = math.log2(math.e)
 
