@@ -12,6 +12,7 @@ counted; its GB/s are those of the logits read once.
 """
 
 import argparse
+import datetime
 import json
 import math
 import statistics
@@ -204,6 +205,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit("cudnn: of prompt chunks only, such as --case 8192@8192")
     shape = {name: getattr(args, name) for name in ("heads", "kv_heads", "head_dim", "page_size")}
     base = {
+        "date": datetime.date.today().isoformat(),
         "device": device,
         "commit": args.commit or record.commit(),
         "versions": record.versions("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "jax-triton", "triton"),
