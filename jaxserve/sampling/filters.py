@@ -59,7 +59,7 @@ def _choose() -> str:
     reason = missing_on(jax.devices()[0])
     if reason is None:
         return "jax_triton"
-    _log.warning("top-k and top-p run through XLA, which is slow: %s", reason)
+    _log.warning("top-k and top-p run through XLA: %s", reason)
     return "xla"
 
 
