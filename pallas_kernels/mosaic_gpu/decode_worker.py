@@ -198,7 +198,7 @@ def _attend_tile(
     total = softmax.total * keep + weights.sum(axis=1)
     acc = softmax.acc * lax.broadcast_in_dim(keep, softmax.acc.shape, [0])
     plgpu.barrier_wait(refs.v_ready.at[slot])
-    _blank_unwritten(refs, slot, base, context_len)
+    _blank_unwritten(shape, refs, slot, base, context_len)
     return Softmax(_add_values(shape, refs, slot, weights.astype(shape.dtype), acc), top, total)
 
 
@@ -222,14 +222,16 @@ def _scores(shape: DecodeShape, refs: DecodeRefs, number: Array, slot: Array) ->
     return shape.logit_softcap * jnp.tanh(scores * (shape.scale / shape.logit_softcap)) * _LOG2_E
 
 
-def _blank_unwritten(refs: DecodeRefs, slot: Array, base: Array, context_len: Array) -> None:
+def _blank_unwritten(shape: DecodeShape, refs: DecodeRefs, slot: Array, base: Array, context_len: Array) -> None:
     """Beyond the row's end a page holds anything, and 0 times NaN is NaN."""
 
     @pl.when(base + TILE > context_len)
     def _():
-        values = plgpu.load(refs.v_smem.at[slot], layout=plgpu.Layout.WGMMA, optimized=False)
-        positions = plgpu.broadcasted_iota(jnp.int32, values.shape, 0, layout=plgpu.Layout.WGMMA) + base
-        refs.v_smem[slot] = jnp.where(positions < context_len, values, jnp.zeros_like(values))
+        for column in range(0, shape.head_dim, 64):  # a whole tile of wide heads has no room beside the accumulator
+            part = refs.v_smem.at[slot, :, pl.ds(column, 64)]
+            values = plgpu.load(part, layout=plgpu.Layout.WGMMA, optimized=False)
+            positions = plgpu.broadcasted_iota(jnp.int32, values.shape, 0, layout=plgpu.Layout.WGMMA) + base
+            part[...] = jnp.where(positions < context_len, values, jnp.zeros_like(values))
         plgpu.commit_smem()
 
 
