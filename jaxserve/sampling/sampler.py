@@ -44,9 +44,8 @@ def sample(
     alone. Work that no row asks for is skipped on the device, so one program serves all parameters.
     num_logprobs: K of the top list (static).
     """
-    processed_BV = process(logits_BV, batch, state)
-    token_ids_B = jnp.argmax(processed_BV, axis=-1).astype(jnp.int32)
-    token_ids_B = lax.cond(batch.use_random, _choose, _keep_greedy, token_ids_B, processed_BV, batch)
+    token_ids_B, best_B = _best(logits_BV, batch, state)
+    token_ids_B = lax.cond(batch.use_random, _choose, _keep_greedy, token_ids_B, logits_BV, batch, state)
 
     def measure(logits_BV: Array, ids_B: Array) -> tuple[Array, ...]:
         return token_logprobs(logits_BV, ids_B, num_logprobs)
@@ -55,12 +54,25 @@ def sample(
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(measure, logits_BV, ids_B))
 
     logprob_B, rank_B, top_ids_BK, top_logprobs_BK = lax.cond(batch.use_logprobs, measure, skip, logits_BV, token_ids_B)
-    is_finite_B = jnp.isfinite(jnp.max(logits_BV, axis=-1)) & jnp.isfinite(jnp.max(processed_BV, axis=-1))
+    is_finite_B = jnp.isfinite(jnp.max(logits_BV, axis=-1)) & jnp.isfinite(best_B)
     sampled = Sampled(token_ids_B, logprob_B, rank_B, top_ids_BK, top_logprobs_BK, is_finite_B)
     # Not under a cond: handing the counts through one would copy them.
     once_B = batch.is_active_B.astype(jnp.int32)
     counts_RV = state.counts_RV.at[batch.rows_B, token_ids_B].add(once_B, mode="drop")
     return sampled, replace(state, counts_RV=counts_RV)
+
+
+def _best(logits_BV: Array, batch: SamplingBatch, state: SamplingState) -> tuple[Array, Array]:
+    """The best token of the processed logits and its value. Processed inside a branch, and again where rows
+    choose at random: logits that leave a branch unchanged would be copied, in every step."""
+
+    def best(logits_BV: Array) -> tuple[Array, Array]:
+        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32), jnp.max(logits_BV, axis=-1)
+
+    def best_processed(logits_BV: Array) -> tuple[Array, Array]:
+        return best(process(logits_BV, batch, state))
+
+    return lax.cond(batch.use_bias | batch.use_penalties, best_processed, best, logits_BV)
 
 
 def process(logits_BV: Float[Array, "B V"], batch: SamplingBatch, state: SamplingState) -> Float[Array, "B V"]:
@@ -99,15 +111,15 @@ def _penalise(logits_BV: Array, batch: SamplingBatch, state: SamplingState) -> A
     return logits_BV - batch.presence_B[:, None] * (counts_BV > 0).astype(jnp.float32)
 
 
-def _keep_greedy(greedy_B: Array, logits_BV: Array, batch: SamplingBatch) -> Array:
+def _keep_greedy(greedy_B: Array, logits_BV: Array, batch: SamplingBatch, state: SamplingState) -> Array:
     return greedy_B
 
 
-def _choose(greedy_B: Array, logits_BV: Array, batch: SamplingBatch) -> Array:
+def _choose(greedy_B: Array, logits_BV: Array, batch: SamplingBatch, state: SamplingState) -> Array:
     """Random tokens for the rows with a temperature, the greedy ones for the others."""
     noise_BV = gumbel_noise(batch.seeds_B2, batch.positions_B, logits_BV.shape[-1])
     # The barrier keeps XLA from computing the noise inside the argmax, several times over.
-    noisy_BV = lax.optimization_barrier(narrow(logits_BV, batch) + noise_BV)
+    noisy_BV = lax.optimization_barrier(narrow(process(logits_BV, batch, state), batch) + noise_BV)
     random_B = jnp.argmax(noisy_BV, axis=-1).astype(jnp.int32)
     return jnp.where(batch.temperature_B > 0, random_B, greedy_B)
 
