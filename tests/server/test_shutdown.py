@@ -78,8 +78,8 @@ def test_idle_ends_fast_and_a_second_signal_at_once(start_server: Callable[..., 
 
 def test_timeout_ends_what_still_runs_with_an_error_event(start_server: Callable[..., ServerProcess]) -> None:
     server = start_server(shutdown_timeout=0.5)
+    engine = psutil.Process(server.engine_pid())  # not between the next two lines: the stream ends in a quarter second
     stream = Stream(server)
-    engine = psutil.Process(server.engine_pid())
     engine.suspend()
     server.process.send_signal(signal.SIGTERM)
     stream.join(10)

@@ -30,7 +30,7 @@ def test_a_directory_is_taken_as_it_is(tiny_checkpoint: Path) -> None:
     assert resolve_model_path(str(tiny_checkpoint)) == tiny_checkpoint
 
 
-@pytest.mark.parametrize("model", ["/no/such/dir", "a/b/c", "no way?", "../x"])
+@pytest.mark.parametrize("model", ["/no/such/dir", "a/b/c", "no way?", "../no-such-dir"])
 def test_what_is_neither_directory_nor_hub_id(model: str) -> None:
     with pytest.raises(ConfigError, match="no such directory"):
         resolve_model_path(model)
