@@ -7,8 +7,9 @@ import pytest
 
 from jaxserve.core.config import EngineArgs, ModelConfig, PoolConfig
 from jaxserve.core.errors import ConfigError
+from jaxserve.runner.device import Device, claim_device
 from jaxserve.runner.memory import format_bytes, kv_bytes_per_token, num_parameters
-from jaxserve.runner.resolve import Device, claim_device, describe, resolve
+from jaxserve.runner.resolve import describe, resolve
 
 LLAMA_8B = ModelConfig(
     architecture="LlamaForCausalLM",
