@@ -239,13 +239,9 @@ def _speed_lines(plan: Plan) -> list[str]:
     if not plan.decode:
         return ["speed: not predicted, as the device's rates are unknown: --device cpu,bandwidth=40GB/s,tflops=0.5"]
     what = "floor" if plan.is_floor else "estimate"
-    shares = (
-        ""
-        if plan.is_floor
-        else (f" at {plan.bandwidth_efficiency:.0%} of the bandwidth and {plan.compute_efficiency:.0%} of the rate")
-    )
+    shares = f" at {plan.bandwidth_efficiency:.0%} of the bandwidth and {plan.compute_efficiency:.0%} of the rate"
     lines = [
-        f"Predicted from shapes ({what}{shares}), not measured:",
+        f"Predicted from shapes ({what}{'' if plan.is_floor else shares}), not measured:",
         f"{'batch':>9}{'context':>9}{'step ms':>10}{'tokens/s':>10}",
     ]
     lines += [
