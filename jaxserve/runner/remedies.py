@@ -25,7 +25,7 @@ _WORDS = {  # how a flag's value is meant; where nothing stands here, exactly so
 def remedies(
     args: EngineArgs, model: ModelConfig, device: Device, sizes: Sizes, num_tokens: int, fits: Fits
 ) -> dict[str, Value]:
-    """Flag -> value that alone makes it fit, those that cost the user least first.
+    """Flag -> value that alone makes it fit; a length or pool that was asked for comes first.
 
     num_tokens: that the pool must hold. fits: whether the engine would start so.
     """
