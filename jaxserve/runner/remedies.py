@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from jaxserve.core.config import EngineArgs, ModelConfig
-from jaxserve.runner.device import Device
+from jaxserve.runner.device import Device, check_memory_share
 from jaxserve.runner.memory import dtype_bytes
 from jaxserve.runner.sizes import Sizes
 
@@ -86,7 +86,7 @@ def _share(args: EngineArgs, model: ModelConfig, device: Device, fits: Fits) -> 
     """The least share of a GPU's memory, in hundredths, that suffices."""
     if device.is_cpu or device.memory_bytes is None:
         return None
-    whole = device.memory_bytes / args.gpu_memory_utilization
+    whole = device.memory_bytes / check_memory_share(args.gpu_memory_utilization)
     for percent in range(math.floor(args.gpu_memory_utilization * 100) + 1, round(_HIGHEST_SHARE * 100) + 1):
         share = percent / 100
         if fits(replace(args, gpu_memory_utilization=share), model, replace(device, memory_bytes=int(whole * share))):

@@ -8,7 +8,7 @@ import pytest
 
 from jaxserve.cli import main
 from jaxserve.core.config import EngineArgs, PlanArgs
-from jaxserve.core.errors import ConfigError
+from jaxserve.core.errors import ConfigError, DoesNotFit
 from jaxserve.plan import Plan, make_plan
 
 LLAMA_8B = {
@@ -128,3 +128,13 @@ def test_only_batches_that_fit_are_predicted(llama: Path) -> None:
     found = plan(llama, "rtx4090", dict(context_len=4096))
     assert found.num_requests == found.num_pages // 64 == 6
     assert [point.batch for point in found.decode] == [1, 6]
+
+
+def test_a_share_is_rounded_as_xla_is_told_before_a_larger_one_is_named(llama: Path) -> None:
+    """0.1006 is 0.101 to XLA; the whole memory must not be worked out from the former."""
+    device = "memory=18800MiB"
+    with pytest.raises(DoesNotFit) as caught:
+        plan(llama, device, gpu_memory_utilization=0.1006, max_model_len=2048)
+    share = caught.value.remedies["gpu_memory_utilization"]
+    assert share == 0.97
+    assert plan(llama, device, gpu_memory_utilization=share, max_model_len=2048).longest_context >= 2048
