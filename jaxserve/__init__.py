@@ -4,6 +4,7 @@ The names below are loaded when they are first used: `import jaxserve` itself lo
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     from jaxserve.core.params import RequestOutputKind, SamplingParams
     from jaxserve.engine.async_engine import AsyncEngine, AsyncLLMEngine
     from jaxserve.llm import LLM
+
+# transformers advises every user to install PyTorch, which nothing here needs.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 __version__ = "0.1.0"
 

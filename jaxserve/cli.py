@@ -1,8 +1,9 @@
-"""The command line: `jaxserve serve`, `jaxserve chat` and `jaxserve generate`.
+"""The command line: `jaxserve serve`, `jaxserve chat`, `jaxserve generate` and `jaxserve plan`.
 
 Nothing heavy is imported before a command really starts: --help answers at once.
 """
 
+import json
 import logging
 import os
 import sys
@@ -13,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import jaxserve
 from jaxserve.cli_flags import EPILOG, Parser, UsageError, add_flags, build, gather
-from jaxserve.core.config import EngineArgs, arg
-from jaxserve.core.errors import ConfigError, EngineError, JaxserveError, RequestError
+from jaxserve.core.config import EngineArgs, PlanArgs, arg
+from jaxserve.core.errors import ConfigError, DoesNotFit, EngineError, JaxserveError, RequestError
 from server.args import ServerArgs
 
 if TYPE_CHECKING:
@@ -96,11 +97,42 @@ def generate(argv: Sequence[str]) -> int:
     return 0
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"serve": serve, "chat": chat, "generate": generate}
+def plan(argv: Sequence[str]) -> int:
+    """Say, without a GPU or weights, whether a model fits a device and how fast it can be at most."""
+    parser = _parser("plan", plan)
+    parser.add_argument(
+        "model_tag", nargs="?", metavar="MODEL", help="checkpoint directory, config.json or hub id; no weights needed"
+    )
+    add_flags(parser, PlanArgs, EngineArgs)
+    given = parser.parse(argv)
+    values = gather(given, PlanArgs, EngineArgs)
+    plan_args, args = build(PlanArgs, values), _engine_args(given["model_tag"], values)
+    _start_log(logging.WARNING)
+    from jaxserve.plan import format_plan, make_plan
+
+    try:
+        found = make_plan(plan_args, args)
+    except DoesNotFit as error:
+        if plan_args.json:
+            print(json.dumps({"fits": False, "error": str(error), "remedies": error.remedies}))
+        return _fail(str(error), EXIT_ENGINE)
+    print(json.dumps(found.to_dict()) if plan_args.json else format_plan(found))
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "serve": serve,
+    "chat": chat,
+    "generate": generate,
+    "plan": plan,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code: 0 done, 1 the engine failed, 2 not as asked, 130 interrupted."""
+    """Run a command; the exit code.
+
+    0 done; 1 the engine failed, or what was planned does not fit; 2 not as asked; 130 interrupted.
+    """
     try:
         return _run(sys.argv[1:] if argv is None else argv)
     except (ConfigError, RequestError) as error:

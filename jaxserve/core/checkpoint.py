@@ -65,17 +65,22 @@ def resolve_model_path(model: str, revision: str | None = None, *, with_weights:
 
 
 def load_model_config(path: Path, *, dtype: str = "auto", overrides: Mapping[str, Any] | None = None) -> ModelConfig:
-    """The checked ModelConfig of the checkpoint in `path`. overrides: config.json fields to replace."""
+    """The checked ModelConfig of the checkpoint in `path`, or of a config.json given by itself under any name.
+
+    overrides: config.json fields to replace.
+    """
+    if path.is_file():
+        return model_config_from_hf(read_hf_config(path.parent, overrides, path.name), dtype=dtype)
     hf = read_hf_config(path, overrides)
     return model_config_from_hf(hf, dtype=dtype, generation_config=read_generation_config(path))
 
 
-def read_hf_config(path: Path, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def read_hf_config(path: Path, overrides: Mapping[str, Any] | None = None, name: str = "config.json") -> dict[str, Any]:
     """config.json with overrides laid over it and the family's defaults filled in by transformers.
 
     Where transformers refuses the file, it is returned as it stands: our own checks name the fault.
     """
-    raw = {**read_json(path, "config.json"), **(overrides or {})}
+    raw = {**read_json(path, name), **(overrides or {})}
     supported_architecture(raw)
     fields = {key: deepcopy(value) for key, value in raw.items() if key not in ("model_type", "auto_map")}
     try:

@@ -237,3 +237,18 @@ class EngineArgs:
 
 class AsyncEngineArgs(EngineArgs):
     """The name users of today's engines import; the same fields."""
+
+
+@dataclass
+class PlanArgs:
+    """Flags of `jaxserve plan` beside the engine's."""
+
+    device: str = arg(
+        "cpu",
+        "h200, h100, a100, a100-40gb, rtx4090; cpu for this machine; or memory=24GiB,bandwidth=1008GB/s,tflops=165, also after a name to change it (h200,bandwidth=4.3TB/s).",
+        "plan",
+    )
+    context_len: int = arg(1024, "Tokens of context of each request where tokens/s are predicted.", "plan")
+    bandwidth_efficiency: float = arg(1.0, "Share of the memory bandwidth assumed; 1 predicts the floor.", "plan")
+    compute_efficiency: float = arg(1.0, "Share of the matrix rate assumed; 1 predicts the floor.", "plan")
+    json: bool = arg(False, "Print one JSON object instead of tables.", "plan")

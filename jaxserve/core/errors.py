@@ -1,5 +1,7 @@
 """Every error a user can meet, with one rule: name the field, the value, the limit and the remedy."""
 
+from collections.abc import Mapping
+
 
 class JaxserveError(Exception):
     """Base of all errors raised on purpose by jaxserve."""
@@ -11,6 +13,17 @@ class ConfigError(JaxserveError):
 
 class CheckpointError(ConfigError):
     """A checkpoint is missing, truncated, or its tensors are not those the architecture needs."""
+
+
+class DoesNotFit(ConfigError):
+    """Model, KV pool and a step's working memory need more than the device has.
+
+    remedies: flag -> value, each of which alone would make it fit.
+    """
+
+    def __init__(self, message: str, remedies: Mapping[str, int | float | str] | None = None) -> None:
+        super().__init__(message)
+        self.remedies = dict(remedies or {})
 
 
 class RequestError(JaxserveError):

@@ -15,10 +15,10 @@ from jaxserve.engine.messages import AddRequest, EngineInfo, SchedulerStats
 from jaxserve.models.kv_scales import load_kv_scales
 from jaxserve.models.weights import load_params, widened
 from jaxserve.runner.compile_cache import CompileCounter, enable_compile_cache
+from jaxserve.runner.device import claim_device
 from jaxserve.runner.memory import memory_in_use
 from jaxserve.runner.model_runner import ModelRunner, StepFailedError
-from jaxserve.runner.processor import multiplies_bfloat16
-from jaxserve.runner.resolve import claim_device, describe, resolve
+from jaxserve.runner.resolve import describe, resolve
 from jaxserve.schedule.scheduler import Scheduler
 
 _MAX_FAILED_STEPS = 3  # in a row, before the engine gives up
@@ -45,7 +45,7 @@ class EngineCore:
         progress(describe(self.config))
         configured = time.monotonic()
         loaded = load_params(self.config.model, path, self.config.load_format, self.config.seed)
-        if device.is_cpu and self.config.model.dtype != "float32" and not multiplies_bfloat16():
+        if self.config.model.dtype != "float32" and not device.has_16_bit_products:
             loaded = widened(loaded)
             progress("weights kept as float32: this processor has no 16-bit products")
         scales_L2K = None

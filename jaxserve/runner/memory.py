@@ -15,14 +15,34 @@ def dtype_bytes(dtype: str) -> int:
     return _DTYPE_BYTES[dtype]
 
 
+def layer_matrix_parameters(model: ModelConfig) -> int:
+    """Weights of one layer's matrices: each takes part in one multiplication and one addition a token."""
+    width, heads = model.hidden_size, model.num_heads * model.head_dim
+    qkv = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim * width
+    return qkv + heads * width + 3 * width * model.intermediate_size
+
+
+def num_matrix_parameters(model: ModelConfig) -> int:
+    """Weights of all matrices, embedding and head included (once if tied)."""
+    tables = 1 if model.tie_word_embeddings else 2
+    return model.num_layers * layer_matrix_parameters(model) + tables * model.vocab_size * model.hidden_size
+
+
 def num_parameters(model: ModelConfig) -> int:
-    """Weights of the whole model, embedding and head included (once if tied)."""
-    width, head_dim = model.hidden_size, model.head_dim
-    qkv = (model.num_heads + 2 * model.num_kv_heads) * head_dim * width
-    out = model.num_heads * head_dim * width
-    mlp = 3 * width * model.intermediate_size
-    embeddings = model.vocab_size * width * (1 if model.tie_word_embeddings else 2)
-    return model.num_layers * (qkv + out + mlp + 2 * width) + embeddings + width
+    """Weights of the whole model: its matrices, norms and biases."""
+    vectors = 2 * model.hidden_size  # norms
+    vectors += (model.num_heads + 2 * model.num_kv_heads) * model.head_dim if model.qkv_bias else 0
+    vectors += model.hidden_size if model.o_bias else 0
+    vectors += 2 * model.intermediate_size + model.hidden_size if model.mlp_bias else 0
+    vectors += 2 * model.head_dim if model.qk_norm else 0
+    return num_matrix_parameters(model) + model.num_layers * vectors + model.hidden_size
+
+
+def weight_bytes(model: ModelConfig, *, matrix_itemsize: int | None = None) -> int:
+    """Bytes of the weights on the device. matrix_itemsize: of a matrix's number, the model's own if None."""
+    itemsize = dtype_bytes(model.dtype)
+    matrices = num_matrix_parameters(model)
+    return matrices * (matrix_itemsize or itemsize) + (num_parameters(model) - matrices) * itemsize
 
 
 def kv_bytes_per_token(model: ModelConfig, pool: PoolConfig) -> int:
@@ -50,9 +70,17 @@ def memory_in_use() -> tuple[int, int]:
         return stats["bytes_in_use"], stats["bytes_limit"]
     try:
         resident_pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return resident_pages * os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return resident_pages * os.sysconf("SC_PAGE_SIZE"), host_memory_bytes() or 0
     except (OSError, ValueError):  # not Linux: unknown, which the metrics show as 0
         return 0, 0
+
+
+def host_memory_bytes() -> int | None:
+    """This machine's memory; None where the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return None
 
 
 def format_bytes(num_bytes: float) -> str:

@@ -9,7 +9,7 @@ import pytest
 from engine_driver import Driver, TieJudge, Wish, make_engine
 
 from jaxserve.core.params import SamplingParams
-from jaxserve.runner import resolve
+from jaxserve.runner import sizes
 
 ROOM: dict[str, Any] = dict(max_model_len=64, kv_cache_memory_bytes=1 << 19)
 
@@ -21,7 +21,7 @@ def twice_the_head_dim(q: jax.ShapeDtypeStruct, pool: jax.ShapeDtypeStruct, comp
 @pytest.mark.parametrize("kv_cache_dtype", ["auto", "fp8"])
 def test_padding_changes_no_token(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, kv_cache_dtype: str) -> None:
     plain = Driver(make_engine(tiny_checkpoint, **ROOM, kv_cache_dtype=kv_cache_dtype))
-    monkeypatch.setattr(resolve, "pool_head_dim", twice_the_head_dim)
+    monkeypatch.setattr(sizes, "pool_head_dim", twice_the_head_dim)
     padded = Driver(make_engine(tiny_checkpoint, **ROOM, kv_cache_dtype=kv_cache_dtype))
     pools = padded.core.runner._state.paged.pools
     assert pools[0].shape[-1] == 32 and plain.core.runner._state.paged.pools[0].shape[-1] == 16

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jaxserve.batch.buckets import Bucket
 from jaxserve.core.config import EngineArgs, EngineConfig
 from jaxserve.core.model_config import model_config_from_hf
-from jaxserve.runner.resolve import Device, resolve
+from jaxserve.runner.device import Device
+from jaxserve.runner.resolve import resolve
 
 LLAMA_8B: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

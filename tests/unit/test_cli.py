@@ -31,7 +31,9 @@ def values(*argv: str) -> dict[str, object]:
     return gather(parser.parse(argv), EngineArgs, ServerArgs)
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["serve", "--help"], ["chat", "--help"], ["generate", "--help"]])
+@pytest.mark.parametrize(
+    "argv", [["--help"], ["serve", "--help"], ["chat", "--help"], ["generate", "--help"], ["plan", "--help"]]
+)
 def test_help_is_quick_and_loads_nothing_heavy(argv: list[str]) -> None:
     code = f"""
 import sys

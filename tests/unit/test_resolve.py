@@ -3,12 +3,16 @@
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import pytest
 
 from jaxserve.core.config import EngineArgs, ModelConfig, PoolConfig
-from jaxserve.core.errors import ConfigError
+from jaxserve.core.errors import ConfigError, DoesNotFit
+from jaxserve.models.weights import random_params, widened
+from jaxserve.runner.device import Device, claim_device
 from jaxserve.runner.memory import format_bytes, kv_bytes_per_token, num_parameters
-from jaxserve.runner.resolve import Device, claim_device, describe, resolve
+from jaxserve.runner.resolve import describe, resolve
+from jaxserve.runner.sizes import sizes_of
 
 LLAMA_8B = ModelConfig(
     architecture="LlamaForCausalLM",
@@ -119,6 +123,57 @@ def test_what_does_not_fit_is_named(args, message):
 def test_a_model_too_large_for_the_gpu():
     with pytest.raises(ConfigError, match=r"does not fit: 14\.96 GiB of weights .*may use 8 GiB"):
         resolved(Device("gpu", "small", 8 << 30))
+
+
+FLOAT32_8B = replace(LLAMA_8B, dtype="float32")
+
+
+@pytest.mark.parametrize(
+    ("gib", "model", "args", "remedies"),
+    [
+        (139, LLAMA_8B, dict(max_num_batched_tokens=900_000), {"max_num_batched_tokens": 784_196}),
+        (139, LLAMA_8B, dict(kv_cache_memory_bytes=1 << 40), {"kv_cache_memory_bytes": 131_124_355_072}),
+        (139, LLAMA_8B, dict(kv_cache_memory_bytes=1 << 20), {"kv_cache_memory_bytes": 2048 * 131_072}),
+        (17, LLAMA_8B, {}, {"gpu_memory_utilization": 0.96, "max_num_batched_tokens": 4158}),
+        (
+            33,
+            LLAMA_8B,
+            dict(max_model_len=131_072),
+            {
+                "max_model_len": 127_936,
+                "gpu_memory_utilization": 0.94,
+                "max_num_batched_tokens": 5756,
+                "max_num_seqs": 104,
+                "kv_cache_dtype": "fp8",
+            },
+        ),
+        (24, FLOAT32_8B, dict(max_model_len=2048), {"dtype": "bfloat16"}),
+        (10, LLAMA_8B, {}, {}),
+    ],
+)
+def test_what_would_fit_is_named(gib, model, args, remedies):
+    """By hand: 16,060,522,496 bytes of weights, 167,936 a token and 2,693,376 a row of the step, 512 MiB left alone,
+    and room for 2,048 tokens of 131,072 bytes where no length is asked for."""
+    with pytest.raises(DoesNotFit) as caught:
+        resolved(Device("gpu", "some", gib << 30), model, **args)
+    assert caught.value.remedies == remedies
+    said = [f"{flag} to " in str(caught.value) and f" {value}" in str(caught.value) for flag, value in remedies.items()]
+    assert all(said) and (said or "it takes a device of 19.2 GiB" in str(caught.value))
+
+
+def test_a_cpu_that_cannot_hold_the_weights_says_so_and_a_small_one_takes_what_is_left():
+    with pytest.raises(DoesNotFit, match=r"does not fit: 14\.96 GiB .*may use 8 GiB\. .*takes a device of"):
+        resolved(Device("cpu", "cpu", 8 << 30))
+    pool = resolved(Device("cpu", "cpu", (16 << 30) - (200 << 20))).cache
+    assert 0 < pool.num_pages < 256
+
+
+def test_weights_kept_as_float32_are_counted_so():
+    plain = sizes_of(EngineArgs(), LLAMA_8B, CPU)
+    wide = sizes_of(EngineArgs(), LLAMA_8B, replace(CPU, has_16_bit_products=False))
+    leaves = jax.eval_shape(lambda: widened(random_params(LLAMA_8B, 0)).leaves)
+    assert wide.weight_bytes == sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+    assert plain.weight_bytes == 2 * num_parameters(LLAMA_8B) < wide.weight_bytes
 
 
 def test_a_share_of_memory_must_be_a_share():
