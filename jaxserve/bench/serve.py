@@ -28,6 +28,7 @@ from jaxserve.demo import DEMO_MODEL_NAME, demo_checkpoint
 _ENDPOINTS = {"openai": "/v1/completions", "openai-chat": "/v1/chat/completions"}
 _NUM_SHOWN_ERRORS = 10
 _SPARE_FILES = 128
+_BUSY_SHARE = 0.7  # of one core: above it, what is measured may be the load generator
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def run(args: ServeArgs, dataset: DatasetArgs, argv: Sequence[str]) -> int:
     _check_fits(items, target)
     trial = make_dataset(dataset, tokens.vocab_size, args.seed + 1, lambda: tokens.encode)[0]
 
-    timelines, duration_s = asyncio.run(_measure(args, target, headers, tokens, items, trial))
+    timelines, duration_s, cpu_s = asyncio.run(_measure(args, target, headers, tokens, items, trial))
     figures = metrics.summarise(timelines, duration_s, percentiles, goodput_ms, names)
     errors = collections.Counter(one.error for one in timelines if one.error is not None)
     result = report.base("serve", argv) | {
@@ -81,11 +82,14 @@ def run(args: ServeArgs, dataset: DatasetArgs, argv: Sequence[str]) -> int:
         **labels,
         **figures,
         "max_lag_ms": 1e3 * max(one.lag_s for one in timelines),
+        "client_cpu_share": cpu_s / duration_s,
         "errors": dict(errors),
     }
     print(report.serving_table(result, names))
     for error, count in errors.most_common(_NUM_SHOWN_ERRORS):
         say(f"failed: {count} x {error}")
+    if cpu_s > _BUSY_SHARE * duration_s:
+        say(f"the load generator itself used {100 * cpu_s / duration_s:.0f} % of a core: times may hold its own delays")
     if args.save_detailed:
         result |= _details(timelines)
     if path is not None:
@@ -194,7 +198,8 @@ async def _measure(
     tokens: TokenSource,
     items: list[WorkItem],
     trial: WorkItem,
-) -> tuple[list[metrics.Timeline], float]:
+) -> tuple[list[metrics.Timeline], float, float]:
+    """Timelines, wall seconds, and the processor seconds that the load generator used."""
     requests = [make_request(args, target.model, item, tokens) for item in items]
     first = make_request(args, target.model, trial, tokens)
     times_s = _times(args, len(items))
@@ -212,7 +217,9 @@ async def _measure(
         gc.collect()
         gc.freeze()  # no pause of our own may look like one of the server's
         with tqdm(total=len(items), disable=args.disable_tqdm, dynamic_ncols=True) as bar:
-            return await run_load(generator, requests, times_s, args.max_concurrency, bar.update)
+            cpu_s = time.process_time()
+            timelines, duration_s = await run_load(generator, requests, times_s, args.max_concurrency, bar.update)
+            return timelines, duration_s, time.process_time() - cpu_s
 
 
 def _times(args: ServeArgs, count: int) -> list[float]:

@@ -59,6 +59,7 @@ def test_serve_counts_what_the_server_counts(
     assert found["model_id"] == "jaxserve-demo"
     assert found["request_goodput"] == found["request_throughput"] > 0
     assert found["gpu"] == "no"
+    assert 0 < found["client_cpu_share"] < 4
     assert found["goodput_limits_ms"] == {"ttft": 60000, "tpot": 60000}
     assert found["max_concurrent_requests"] <= 4
     assert found["output_lens"] == [6] * 12

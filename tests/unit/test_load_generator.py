@@ -53,9 +53,7 @@ class Scripted:
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
-                length = next(
-                    int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length")
-                )
+                length = int(head.lower().partition(b"content-length:")[2].partition(b"\r")[0])
                 self.bodies.append(await reader.readexactly(length))
                 answer = self.answers[min(self.num_requests, len(self.answers) - 1)]
                 self.num_requests += 1
@@ -94,10 +92,8 @@ async def load_on(
     await server.wait_closed()
 
 
-async def send(
-    *parts: bytes | float, path: str = "/v1/completions", timeout_s: float = 10, **fields: object
-) -> Timeline:
-    async with load_on(Scripted(Answer(*parts, **fields)), path, timeout_s=timeout_s) as generator:
+async def send(*parts: bytes | float, path: str = "/v1/completions", timeout_s: float = 10, **answer: Any) -> Timeline:
+    async with load_on(Scripted(Answer(*parts, **answer)), path, timeout_s=timeout_s) as generator:
         return await generator.send(REQUEST)
 
 
