@@ -107,7 +107,6 @@ class LatencyArgs:
     input_len: int = arg(32, "Tokens of each prompt.", "benchmark")
     output_len: int = arg(128, "Tokens of each output.", "benchmark")
     batch_size: int = arg(8, "Requests in the batch.", "benchmark")
-    n: int = arg(1, "Outputs of each prompt.", "benchmark")
     num_iters_warmup: int = arg(10, "Batches before the measurement.", "benchmark")
     num_iters: int = arg(30, "Batches measured.", "benchmark")
     disable_detokenize: bool = arg(False, "Make no text of the tokens.", "benchmark")

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from jaxserve.bench import arrivals, metrics, record, report
 from jaxserve.bench.commands import say
-from jaxserve.bench.datasets import Encode, describe, make_dataset
+from jaxserve.bench.datasets import Encode, describe, make_dataset, random_ids
 from jaxserve.bench.flags import BACKENDS, DatasetArgs, ServeArgs
 from jaxserve.bench.load_generator import LoadGenerator, Prepared, run_load
 from jaxserve.bench.workload import WorkItem, read_vocab_size
@@ -57,12 +57,15 @@ def run(args: ServeArgs, dataset: DatasetArgs, argv: Sequence[str]) -> int:
     tokens = TokenSource(args, target)
     items = make_dataset(dataset, tokens.vocab_size, args.seed, lambda: tokens.encode)
     _check_fits(items, target)
-    trial = make_dataset(dataset, tokens.vocab_size, args.seed + 1, lambda: tokens.encode)[0]
+    # As long as the first one, of other tokens: the prefix cache must not know any request beforehand.
+    trial_ids = random_ids(len(items[0].prompt_token_ids), tokens.vocab_size, np.random.default_rng([args.seed, 2]))
+    trial = WorkItem(trial_ids, items[0].num_output_tokens)
 
     timelines, duration_s, cpu_s = asyncio.run(_measure(args, target, headers, tokens, items, trial))
     figures = metrics.summarise(timelines, duration_s, percentiles, goodput_ms, names)
     errors = collections.Counter(one.error for one in timelines if one.error is not None)
     result = report.base("serve", argv) | {
+        "device": None,  # the server does not say: --metadata device=NAME
         "client": record.cpu_name(),
         "label": args.label or args.backend,
         "backend": args.backend,
@@ -81,6 +84,9 @@ def run(args: ServeArgs, dataset: DatasetArgs, argv: Sequence[str]) -> int:
         "goodput_limits_ms": goodput_ms,
         **labels,
         **figures,
+        "ttft_ms": figures.get("median_ttft_ms"),
+        "tpot_ms": figures.get("median_tpot_ms"),
+        "output_tokens_per_s": figures["output_throughput"],
         "max_lag_ms": 1e3 * max(one.lag_s for one in timelines),
         "client_cpu_share": cpu_s / duration_s,
         "errors": dict(errors),

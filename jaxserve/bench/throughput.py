@@ -1,25 +1,24 @@
 """`jaxserve bench throughput`: a dataset through `LLM`, all requests at once."""
 
 import statistics
-import time
 from collections.abc import Sequence
 from typing import Any
 
-from jaxserve.bench import report
+from jaxserve.bench import record, report
 from jaxserve.bench.commands import say
 from jaxserve.bench.datasets import Encode, describe, make_dataset
 from jaxserve.bench.flags import DatasetArgs, ThroughputArgs
-from jaxserve.bench.latency import check_lengths
+from jaxserve.bench.offline import run_pass
 from jaxserve.bench.workload import WorkItem, max_num_tokens
 from jaxserve.core.errors import ConfigError
-from jaxserve.core.params import SamplingParams
 from jaxserve.llm import LLM
 
 
 def run(args: ThroughputArgs, dataset: DatasetArgs, engine: dict[str, Any], argv: Sequence[str]) -> int:
     """Measure, print, write the result; the exit code. Each pass begins with an empty prefix cache."""
-    if args.num_iters < 1:
-        raise ConfigError(f"num_iters is {args.num_iters}, it must be at least 1")
+    for name, least in (("num_iters", 1), ("num_warmups", 0)):
+        if getattr(args, name) < least:
+            raise ConfigError(f"{name} is {getattr(args, name)}, it must be at least {least}")
     report.check_writable(args.output_json)
     with LLM(progress=say, **engine) as llm:
         items = make_dataset(dataset, llm.info.vocab_size, llm.args.seed, lambda: _encode(llm))
@@ -29,10 +28,11 @@ def run(args: ThroughputArgs, dataset: DatasetArgs, engine: dict[str, Any], argv
                 f"the longest request has {longest} tokens, prompt and output together, and max_model_len is "
                 f"{llm.info.max_model_len}: ask for less, such as --input-len and --output-len"
             )
-        _complete(llm, items[: args.num_warmups], args, shows_bar=False)
-        walls = [_complete(llm, items, args, shows_bar=not args.disable_tqdm) for _ in range(args.num_iters)]
+        if args.num_warmups:
+            _complete(llm, items[: args.num_warmups], args, shows_bar=False)
+        passes = [_complete(llm, items, args, shows_bar=not args.disable_tqdm) for _ in range(args.num_iters)]
         info, stats = llm.info, llm.stats()
-    elapsed = statistics.median_low(walls)
+    elapsed = statistics.median_low(one.wall_s for one in passes)
     num_prompt_tokens = sum(len(item.prompt_token_ids) for item in items)
     num_output_tokens = sum(item.num_output_tokens for item in items)
     total = num_prompt_tokens + num_output_tokens
@@ -57,10 +57,7 @@ def run(args: ThroughputArgs, dataset: DatasetArgs, engine: dict[str, Any], argv
             "total_num_output_tokens": num_output_tokens,
             "requests_per_second": len(items) / elapsed,
             "tokens_per_second": total / elapsed,
-            "output_tokens_per_s": num_output_tokens / elapsed,
-            "median_ms": round(1e3 * elapsed, 3),
-            "spread": round(max(walls) / min(walls), 3),
-            "repeats": len(walls),
+            **record.summarise(passes),
             "prefix_cache_queries": stats.prefix_cache_queries,
             "prefix_cache_hits": stats.prefix_cache_hits,
             "num_preemptions": stats.num_preemptions,
@@ -75,22 +72,6 @@ def _encode(llm: LLM) -> Encode:
     return lambda text: tokenizer.encode(text, False)
 
 
-def _complete(llm: LLM, items: list[WorkItem], args: ThroughputArgs, *, shows_bar: bool) -> float:
-    """Seconds to complete every item, greedily and to its full length."""
+def _complete(llm: LLM, items: list[WorkItem], args: ThroughputArgs, *, shows_bar: bool) -> record.Pass:
     llm.reset_prefix_cache()
-    prompts = [{"prompt_token_ids": item.prompt_token_ids} for item in items]
-    params = [
-        SamplingParams(
-            temperature=0.0,
-            max_tokens=item.num_output_tokens,
-            ignore_eos=True,
-            detokenize=not args.disable_detokenize,
-        )
-        for item in items
-    ]
-    start = time.perf_counter()
-    outputs = llm.generate(prompts, params, use_tqdm=shows_bar)
-    seconds = time.perf_counter() - start
-    for output, item in zip(outputs, items, strict=True):
-        check_lengths(output, item.num_output_tokens)
-    return seconds
+    return run_pass(llm, items, detokenize=not args.disable_detokenize, shows_bar=shows_bar)

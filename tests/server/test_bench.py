@@ -1,12 +1,14 @@
 """`jaxserve bench` end to end on the demo model: a real server under load, the engine offline, fresh processes."""
 
 import json
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from server_process import ServerProcess
+from server_process import ServerProcess, metric
 
 from jaxserve.cli import main
 
@@ -87,6 +89,34 @@ def test_serve_chat_and_every_dataset(demo: ServerProcess, tmp_path: Path) -> No
     assert [one["completed"] for one in lines] == [3] * 3
 
 
+def test_a_server_that_dies_is_counted_request_by_request(
+    demo: ServerProcess, demo_args: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    doomed = ServerProcess(demo_args).wait_ready()
+
+    def kill() -> None:
+        while metric(doomed.metrics(), "jaxserve:request_success_total") < 5:
+            time.sleep(0.01)
+        doomed.process.kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        sizes = ["--num-prompts", "300", "--input-len", "9", "--output-len", "20", "--ignore-eos"]
+        on(doomed, *sizes, "--max-concurrency", "3", "--output-json", str(tmp_path / "died.json"))
+    finally:
+        killer.join()
+        doomed.stop()
+    found = record(tmp_path / "died.json")
+    assert found["completed"] >= 1 and found["failed"] >= 1
+    assert found["completed"] + found["failed"] == 300
+    assert sum(found["errors"].values()) == found["failed"]
+    assert any("ConnectError" in error for error in found["errors"])
+    shown = capsys.readouterr()
+    assert f"Failed requests:                         {found['failed']}\n" in shown.out
+    assert "x ConnectError" in shown.err
+
+
 @pytest.mark.parametrize(
     ("argv", "code", "says"),
     [
@@ -136,6 +166,7 @@ def test_latency(engine_flags: list[str], tmp_path: Path, capsys: pytest.Capture
     assert set(found["percentiles"]) == {"10", "25", "50", "75", "90", "99"}
     assert found["num_compilations_after_warmup"] == 0
     assert found["output_tokens_per_s"] == pytest.approx(10e3 / found["median_ms"], rel=0.01)
+    assert 0 < found["ttft_ms"] < found["median_ms"] and found["tpot_ms"] > 0
     assert "Avg latency: " in capsys.readouterr().out
 
 
@@ -151,6 +182,7 @@ def test_throughput(engine_flags: list[str], tmp_path: Path, capsys: pytest.Capt
     assert found["requests_per_second"] == pytest.approx(8 / found["elapsed_time"])
     assert found["tokens_per_second"] == pytest.approx(8 * 39 / found["elapsed_time"])
     assert found["prefix_cache_hits"] > 0
+    assert found["best_output_tokens_per_s"] == pytest.approx(24 / found["elapsed_time"], rel=1e-3)
     assert "Throughput: " in capsys.readouterr().out
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -83,7 +83,7 @@ class Scripted:
 @asynccontextmanager
 async def load_on(
     scripted: Scripted, path: str = "/v1/completions", connections: int = 1, timeout_s: float = 10
-) -> AsyncIterator[LoadGenerator]:
+) -> AsyncGenerator[LoadGenerator]:
     server = await asyncio.start_server(scripted.serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     async with LoadGenerator(f"http://127.0.0.1:{port}{path}", {}, connections, timeout_s) as generator:
@@ -98,11 +98,11 @@ async def send(*parts: bytes | float, path: str = "/v1/completions", timeout_s: 
 
 
 async def test_chunks_are_stamped_as_they_come_and_usage_counts_the_tokens() -> None:
-    seen = await send(0.05, token(), 0.1, token(""), token(), USAGE, DONE)
+    seen = await send(0.05, token(), 0.3, token(""), token(), USAGE, DONE)
     assert seen.error is None
-    assert 0.05 <= seen.ttft_s < 0.1
+    assert 0.05 <= seen.ttft_s < 0.3
     assert len(seen.chunk_s) == 3  # an empty text is a token too: half a character
-    assert 0.1 <= seen.itl_s[0] < 0.2
+    assert seen.itl_s[0] > 0.2 > seen.itl_s[1]
     assert (seen.num_prompt_tokens, seen.num_output_tokens) == (9, 5)
 
 
@@ -170,25 +170,25 @@ async def test_one_failure_among_many_is_one_failure() -> None:
 
 
 async def test_arrivals_are_kept_however_slow_the_answers_are() -> None:
-    scripted = Scripted(Answer(0.4, token(), DONE))
-    times = [0.0, 0.05, 0.1, 0.2]
+    scripted = Scripted(Answer(1.0, token(), DONE))
+    times = [0.0, 0.1, 0.2, 0.3]
     async with load_on(scripted, connections=4) as generator:
         timelines, duration_s = await run_load(generator, [REQUEST] * 4, times, None, lambda: None)
     sent = [one.sent_s - timelines[0].sent_s for one in timelines]
-    assert sent == pytest.approx(times, abs=0.04)
+    assert sent == pytest.approx(times, abs=0.2)
     assert scripted.most == 4
-    assert duration_s == pytest.approx(0.6, abs=0.15)
-    assert max(one.lag_s for one in timelines) < 0.04
+    assert 1.3 <= duration_s < 2.0
+    assert max(one.lag_s for one in timelines) < 0.2
 
 
 async def test_max_concurrency_holds_requests_back_unsent() -> None:
-    scripted = Scripted(Answer(0.1, token(), DONE))
+    scripted = Scripted(Answer(0.2, token(), DONE))
     async with load_on(scripted, connections=2) as generator:
-        timelines, _ = await run_load(generator, [REQUEST] * 6, [0.0] * 6, 2, lambda: None)
+        timelines, _ = await run_load(generator, [REQUEST] * 10, [0.0] * 10, 2, lambda: None)
     assert scripted.most == 2
     assert scripted.num_connections <= 2  # reused
-    assert max(one.lag_s for one in timelines) >= 0.2
-    assert max(one.ttft_s for one in timelines) < 0.2  # waiting here is no part of the server's time
+    assert max(one.lag_s for one in timelines) >= 0.8
+    assert max(one.ttft_s for one in timelines) < 0.6  # waiting here is no part of the server's time
 
 
 async def test_hundreds_at_once_leave_together() -> None:
@@ -197,4 +197,4 @@ async def test_hundreds_at_once_leave_together() -> None:
         start_s = time.perf_counter()
         timelines, _ = await run_load(generator, [REQUEST] * 300, [0.0] * 300, None, lambda: None)
     assert all(one.error is None for one in timelines)
-    assert max(one.sent_s for one in timelines) - start_s < 1.0
+    assert max(one.sent_s for one in timelines) - start_s < 3.0
