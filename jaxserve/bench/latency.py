@@ -24,13 +24,8 @@ def run(args: LatencyArgs, engine: dict[str, Any], argv: Sequence[str]) -> int:
     Where nothing else is said the engine is sized for the batch, and prompts share no pages: later batches
     would find the first one's.
     """
-    for name, least in (
-        ("input_len", 1),
-        ("output_len", 1),
-        ("batch_size", 1),
-        ("num_iters", 1),
-        ("num_iters_warmup", 0),
-    ):
+    for name in ("input_len", "output_len", "batch_size", "num_iters", "num_iters_warmup"):
+        least = 0 if name == "num_iters_warmup" else 1
         if getattr(args, name) < least:
             raise ConfigError(f"{name} is {getattr(args, name)}, it must be at least {least}")
     report.check_writable(args.output_json)

@@ -95,7 +95,7 @@ def test_a_server_that_dies_is_counted_request_by_request(
     doomed = ServerProcess(demo_args).wait_ready()
 
     def kill() -> None:
-        while metric(doomed.metrics(), "jaxserve:request_success_total") < 5:
+        while metric(doomed.metrics(), "jaxserve:requests_total", status="success") < 5:
             time.sleep(0.01)
         doomed.process.kill()
 
