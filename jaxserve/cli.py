@@ -1,4 +1,4 @@
-"""The command line: `jaxserve serve`, `jaxserve chat`, `jaxserve generate` and `jaxserve plan`.
+"""The command line: `jaxserve serve`, `chat`, `generate`, `plan` and `bench`.
 
 Nothing heavy is imported before a command really starts: --help answers at once.
 """
@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import jaxserve
+from jaxserve.bench import commands
 from jaxserve.cli_flags import EPILOG, Parser, UsageError, add_flags, build, gather
 from jaxserve.core.config import EngineArgs, PlanArgs, arg
 from jaxserve.core.errors import ConfigError, DoesNotFit, EngineError, JaxserveError, RequestError
@@ -120,11 +121,18 @@ def plan(argv: Sequence[str]) -> int:
     return 0
 
 
+def bench(argv: Sequence[str]) -> int:
+    """Measure: latency, throughput, serve, startup, kernels."""
+    _start_log(logging.WARNING)
+    return commands.run(argv)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "serve": serve,
     "chat": chat,
     "generate": generate,
     "plan": plan,
+    "bench": bench,
 }
 
 
@@ -150,11 +158,13 @@ def _run(argv: Sequence[str]) -> int:
     if argv and argv[0] in COMMANDS:
         try:
             return COMMANDS[argv[0]](argv[1:])
-        except SystemExit as leaving:  # argparse, after --help
-            return leaving.code if isinstance(leaving.code, int) else 0
+        except SystemExit as leaving:  # argparse, after --help; a benchmark, with its reason
+            if isinstance(leaving.code, str):
+                return _fail(leaving.code, EXIT_ENGINE)
+            return leaving.code or 0
     parser = Parser(
         prog="jaxserve",
-        description="Serve a Llama-family checkpoint with JAX: an OpenAI-compatible server, a chat, a completion.",
+        description="Serve a Llama-family checkpoint with JAX: a server, a chat, a completion, benchmarks.",
         epilog="jaxserve COMMAND --help lists a command's flags.",
         allow_abbrev=False,
     )

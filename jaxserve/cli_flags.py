@@ -61,6 +61,8 @@ def add_flags(parser: Parser, *kinds: type) -> None:
         else:
             action["metavar"] = _metavar(one)
             action["action"] = "append" if _is(one, list) else "store"
+            if one.metadata.get("several"):  # several values after one flag, as well as the flag several times
+                action |= {"action": "extend", "nargs": "+"}
         groups[title].add_argument(*[f"--{name.replace('_', '-')}" for name in _names(one)], **action)
 
 

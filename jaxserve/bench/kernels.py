@@ -36,7 +36,9 @@ DEFAULT_CASES = (
     *("16x2048r", "32x8192r", "64x2048r", "128x2048r", "256x1024r"),
 )
 ALL_CASES = (*DEFAULT_CASES, *prefill_kernels.DEFAULT_CASES)
+CPU_CASES = ("1x1024", "8x256", "8x256r", "256@256")
 SAMPLING_CASES = ("1x128256", "16x128256", "64x128256", "256x128256")
+_CPU_MATRIX_SIDE = 1024
 _POOL_BYTES = 12 << 30  # of all layers together
 _SAMPLING_LAYERS = 6
 _REPEATS = 7
@@ -45,9 +47,9 @@ _MAX_ERROR = 2e-2
 _MAX_MASS_ERROR = 1e-5  # of kept probability, against the XLA version
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(prog: str = "python -m jaxserve.bench.kernels") -> argparse.ArgumentParser:
     """Command line of the benchmark."""
-    p = argparse.ArgumentParser(prog="python -m jaxserve.bench.kernels", description=__doc__)
+    p = argparse.ArgumentParser(prog=prog, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--kernel", choices=("attention", "sampling"), default="attention")
     p.add_argument(
         "--case",
@@ -59,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
         "--implementation",
         action="append",
         choices=("mosaic_gpu", "jax_triton", "xla", "cudnn"),
-        help="cudnn: of CHUNK@CONTEXT only; default: mosaic_gpu, for sampling jax_triton",
+        help="cudnn: of CHUNK@CONTEXT only; default: mosaic_gpu, for sampling jax_triton, on a CPU xla",
     )
     p.add_argument("--heads", type=int, default=32, help="query heads")
     p.add_argument("--kv-heads", type=int, default=8)
@@ -194,13 +196,21 @@ def _speed(run: Callable[[], Any], num_parts: int, num_bytes: int, copy: float) 
     }
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point."""
-    args = parser().parse_args(argv)
-    device = jax.devices()[0].device_kind
+def default_cases(is_sampling: bool, is_cpu: bool) -> Sequence[str]:
+    """What is measured where no case is named; on a CPU what takes seconds."""
+    if is_sampling:
+        return SAMPLING_CASES[:1] if is_cpu else SAMPLING_CASES
+    return CPU_CASES if is_cpu else ALL_CASES
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "python -m jaxserve.bench.kernels") -> None:
+    """Entry point. On a CPU the default cases and the arrays of the two rates are small."""
+    args = parser(prog).parse_args(argv)
+    is_cpu = jax.default_backend() == "cpu"
+    device = record.cpu_name() if is_cpu else jax.devices()[0].device_kind
     is_sampling = args.kernel == "sampling"
-    cases = args.case or (SAMPLING_CASES if is_sampling else ALL_CASES)
-    implementations = args.implementation or ["jax_triton" if is_sampling else "mosaic_gpu"]
+    cases = args.case or default_cases(is_sampling, is_cpu)
+    implementations = args.implementation or ["xla" if is_cpu else "jax_triton" if is_sampling else "mosaic_gpu"]
     if "cudnn" in implementations and not all("@" in case for case in cases):
         raise SystemExit("cudnn: of prompt chunks only, such as --case 8192@8192")
     shape = {name: getattr(args, name) for name in ("heads", "kv_heads", "head_dim", "page_size")}
@@ -210,8 +220,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "commit": args.commit or record.commit(),
         "versions": record.versions("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "jax-triton", "triton"),
     } | ({"dtype": "float32"} if is_sampling else {"dtype": "bfloat16", "shape": shape})
-    copy, matmul = copy_gbps(), prefill_kernels.matmul_tflops()
-    print(f"{device}: copies at {copy:.0f} GB/s, multiplies matrices at {matmul:.0f} TFLOP/s", flush=True)
+    copy = record.calibrate()["copy_gbps"] if is_cpu else copy_gbps()  # XLA's copy on a CPU pays for fresh pages
+    matmul = prefill_kernels.matmul_tflops(_CPU_MATRIX_SIDE) if is_cpu else prefill_kernels.matmul_tflops()
+    print(f"{device}: copies at {copy:.4g} GB/s, multiplies matrices at {matmul:.3g} TFLOP/s", flush=True)
     for implementation in implementations:
         for case in cases:
             if is_sampling:

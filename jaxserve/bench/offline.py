@@ -75,15 +75,18 @@ def open_engine(args: argparse.Namespace, workload: Workload, items: list[WorkIt
     )
 
 
-def run_pass(llm: LLM, items: list[WorkItem]) -> record.Pass:
-    """Complete every item once, greedily and to its full length, and time it."""
+def run_pass(llm: LLM, items: list[WorkItem], *, detokenize: bool = False, shows_bar: bool = False) -> record.Pass:
+    """Complete every item once, greedily and to its full length, and time it.
+
+    Raises SystemExit where fewer tokens came than were asked for.
+    """
     prompts = [{"prompt_token_ids": item.prompt_token_ids} for item in items]
     params = [
-        SamplingParams(temperature=0.0, max_tokens=item.num_output_tokens, ignore_eos=True, detokenize=False)
+        SamplingParams(temperature=0.0, max_tokens=item.num_output_tokens, ignore_eos=True, detokenize=detokenize)
         for item in items
     ]
     start = time.monotonic()
-    outputs = llm.generate(prompts, params, use_tqdm=False)
+    outputs = llm.generate(prompts, params, use_tqdm=shows_bar)
     wall_s = time.monotonic() - start
     first_s, last_s = [], []
     for output, item in zip(outputs, items, strict=True):

@@ -83,14 +83,15 @@ def _lengths(workload: Workload, rng: np.random.Generator) -> tuple[list[int], l
     count = workload.num_items
     if workload.kind != "offline" or workload.lengths == "fixed":
         return [workload.prompt_len] * count, [workload.gen_len] * count
-    prompt_lens = _ragged(rng, count, workload.prompt_len, workload.sigma_in)
-    return prompt_lens, _ragged(rng, count, workload.gen_len, workload.sigma_out)
+    mean_in, mean_out = workload.prompt_len, workload.gen_len
+    prompt_lens = lognormal_lengths(rng, count, mean_in, workload.sigma_in, MAX_RAGGED_FACTOR * mean_in)
+    return prompt_lens, lognormal_lengths(rng, count, mean_out, workload.sigma_out, MAX_RAGGED_FACTOR * mean_out)
 
 
-def _ragged(rng: np.random.Generator, count: int, mean: int, sigma: float) -> list[int]:
-    """Lognormal lengths of the given mean, kept within [4, 8 * mean]."""
+def lognormal_lengths(rng: np.random.Generator, count: int, mean: float, sigma: float, longest: int) -> list[int]:
+    """Whole lengths drawn from a lognormal of the given mean, then kept within [4, longest]."""
     drawn = rng.lognormal(np.log(mean) - sigma * sigma / 2, sigma, count)
-    return [int(length) for length in np.clip(np.rint(drawn), MIN_RAGGED_TOKENS, MAX_RAGGED_FACTOR * mean)]
+    return [int(length) for length in np.clip(np.rint(drawn), MIN_RAGGED_TOKENS, longest)]
 
 
 def max_num_tokens(items: list[WorkItem]) -> int:

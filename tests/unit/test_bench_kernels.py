@@ -1,11 +1,11 @@
 """The kernel benchmark, on the implementation that runs anywhere."""
 
 import json
-from functools import partial
 from pathlib import Path
 
 import pytest
 
+from jaxserve import cli
 from jaxserve.bench import kernels, prefill_kernels
 
 SMALL = ["--heads", "4", "--kv-heads", "2", "--head-dim", "16", "--page-size", "8", "--layers", "2"]
@@ -15,8 +15,7 @@ SMALL = ["--heads", "4", "--kv-heads", "2", "--head-dim", "16", "--page-size", "
 def _few_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "_REPEATS", 2)
     monkeypatch.setattr(kernels, "_RUNS", 2)
-    monkeypatch.setattr(kernels, "copy_gbps", partial(kernels.copy_gbps, 1 << 20))
-    monkeypatch.setattr(prefill_kernels, "matmul_tflops", partial(prefill_kernels.matmul_tflops, 128))
+    monkeypatch.setattr(kernels, "_CPU_MATRIX_SIDE", 128)
 
 
 def test_a_record_a_case_with_what_the_figures_rest_on(tmp_path: Path) -> None:
@@ -31,6 +30,16 @@ def test_a_record_a_case_with_what_the_figures_rest_on(tmp_path: Path) -> None:
         assert record["bandwidth_fraction"] == pytest.approx(record["gbps"] / record["copy_gbps"], abs=0.05)
     read = 9 * 2 * 2 * 16 * 2  # keys and values of nine tokens and two heads of sixteen, two bytes each
     assert second["gbps"] == pytest.approx(read / second["median_ms"] / 1e6, abs=0.06)
+
+
+def test_the_command_line_says_why_a_kernel_failed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["bench", "kernels", *SMALL, "--case", "1x9"]) == 0  # xla: this is a CPU
+    assert '"implementation": "xla"' in capsys.readouterr().out
+    monkeypatch.setattr(kernels, "ragged_paged_attention", lambda q, *_, **__: 2 * q)
+    assert cli.main(["bench", "kernels", *SMALL, "--case", "2x16"]) == 1
+    assert "off by" in capsys.readouterr().err
 
 
 def test_ragged_lengths_stay_between_half_and_whole() -> None:

@@ -32,7 +32,17 @@ def values(*argv: str) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(
-    "argv", [["--help"], ["serve", "--help"], ["chat", "--help"], ["generate", "--help"], ["plan", "--help"]]
+    "argv",
+    [
+        ["--help"],
+        ["serve", "--help"],
+        ["chat", "--help"],
+        ["generate", "--help"],
+        ["plan", "--help"],
+        ["bench", "--help"],
+        ["bench", "serve", "--help"],
+        ["bench", "latency", "--help"],
+    ],
 )
 def test_help_is_quick_and_loads_nothing_heavy(argv: list[str]) -> None:
     code = f"""
@@ -161,6 +171,10 @@ def test_a_misspelt_environment_name_is_refused(monkeypatch: pytest.MonkeyPatch)
     [
         (["serv"], "the commands are serve, chat, generate"),
         (["serve", "--prot", "1"], "did you mean --port"),
+        (["bench", "speed"], "there are latency, throughput, serve"),
+        (["bench", "latency", "--num-iter", "1"], "did you mean --num-iters"),
+        (["bench", "latency", "--num-iters", "0"], "num_iters is 0"),
+        (["bench", "startup", "--num-iters-warmup", "0"], "num_iters_warmup"),
         (["serve", "a", "--model", "b"], "two models"),
         (["generate"], "PROMPT"),
         (["generate", "a", "b", "c"], "in quotes"),
