@@ -12,7 +12,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
 from pallas_kernels.mosaic_gpu.prefill_launch import ROWS, PrefillRefs, PrefillShape, count_pieces, piece
-from pallas_kernels.mosaic_gpu.prefill_plan import ALIGNMENT
+from pallas_kernels.mosaic_gpu.prefill_plan import ALIGNMENT, PrefillItem
+from pallas_kernels.mosaic_gpu.widen import widen
 
 _KEYS, _VALUES = 0, 1  # where they lie in a page
 _MASKED = -1e30
@@ -26,12 +27,12 @@ def work(shape: PrefillShape, *refs) -> None:
 
     @pl.when(_warpgroup() == 2)
     def _():
-        plgpu.set_max_registers(32, action="decrease")
+        plgpu.set_max_registers(shape.registers[0], action="decrease")
         _fetch_all(shape, refs)
 
     @pl.when(_warpgroup() < 2)
     def _():
-        plgpu.set_max_registers(240, action="increase")
+        plgpu.set_max_registers(shape.registers[1], action="increase")
         _attend_all(shape, refs)
 
 
@@ -41,6 +42,10 @@ def _fetch_all(shape: PrefillShape, refs: PrefillRefs) -> None:
     def fetch_piece(turn, done):
         item, unit = piece(shape, refs, turn)
         kv_head = lax.div(shape.head(unit, 0), shape.num_heads // shape.num_kv_heads)
+
+        if shape.widens:
+            _widen_piece(shape, refs, item, kv_head, done)
+            return done + item.num_tiles
 
         def fetch_tile(step, _):
             tile, slot = item.first_tile - done + step, lax.rem(step, shape.num_stages)
@@ -58,6 +63,44 @@ def _fetch_all(shape: PrefillShape, refs: PrefillRefs) -> None:
         return done + item.num_tiles
 
     lax.fori_loop(0, count_pieces(shape, refs), fetch_piece, jnp.int32(0))
+
+
+def _widen_piece(shape: PrefillShape, refs: PrefillRefs, item: PrefillItem, kv_head: Array, done: Array) -> None:
+    """Fetch and widen the tiles of one piece. While one is widened the next is on its way."""
+    last_step = done + item.num_tiles
+
+    def place(which):
+        return which % shape.num_landings
+
+    def fetch(which, step):
+        @pl.when(step < last_step)
+        def _():
+            tile = item.first_tile - done + step
+            pages = _pages(shape, refs, item.row, tile)
+            target, ready = refs.landing.at[place(which)], refs.landed.at[place(which)]
+            _fetch(shape, refs, pages, (which, kv_head), tile, target, ready)
+
+    def widen_tile(step, _):
+        slot = lax.rem(step, shape.num_stages)
+        for which, smem in ((_KEYS, refs.k_smem), (_VALUES, refs.v_smem)):
+            barrier = shape.barrier(which, step)
+            plgpu.barrier_wait(refs.landed.at[place(which)])
+
+            @pl.when(step >= shape.num_stages)
+            def _(barrier=barrier):
+                plgpu.barrier_wait(refs.read.at[barrier])
+
+            widen(refs.landing.at[place(which)], smem.at[slot], rows_at_once=4096 // min(shape.head_dim, 128))
+            plgpu.commit_smem()  # all four warps have read the one and written the other
+            plgpu.barrier_arrive(refs.ready.at[barrier])
+            if shape.num_landings == 2:
+                fetch(which, step + 1)
+            else:
+                fetch(*((_VALUES, step) if which == _KEYS else (_KEYS, step + 1)))
+
+    for which in (_KEYS, _VALUES)[: shape.num_landings]:
+        fetch(which, done)
+    lax.fori_loop(done, last_step, widen_tile, None)
 
 
 def _pages(shape: PrefillShape, refs: PrefillRefs, row: Array, tile: Array) -> list[Array]:
@@ -174,7 +217,7 @@ def _step(
     weights = jnp.exp2(scores * factor - lax.broadcast_in_dim(new_top, scores.shape, [0]))
     acc = acc * lax.broadcast_in_dim(keep, acc.shape, [0])
     total = total * keep + weights.sum(axis=1)
-    weights16 = weights.astype(shape.dtype)
+    weights16 = weights.astype(shape.value_dtype)
     # Nothing of the softmax may move behind the other warpgroup's turn.
     acc, total, new_top, weights16 = lax.optimization_barrier((acc, total, new_top, weights16))
     plgpu.barrier_arrive(refs.turn)
