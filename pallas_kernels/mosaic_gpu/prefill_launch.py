@@ -81,7 +81,7 @@ class PrefillShape:
     @property
     def registers(self) -> tuple[int, int]:
         """Of a thread that fetches, and of one that multiplies. Widening needs some."""
-        return (56, 224) if self.widens else (32, 240)
+        return (40, 232) if self.widens else (32, 240)
 
     def head(self, unit: Array, warpgroup: Array | int) -> Array:
         return 2 * unit + warpgroup if self.pairs_heads else unit

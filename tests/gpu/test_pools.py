@@ -37,10 +37,11 @@ def test_wider_heads(name: str, head_dim: int, wider: int, implementation: str) 
     close(ragged_paged_attention(q, pool, *rest, scale=head_dim**-0.5, implementation=implementation), want, used)
 
 
-@pytest.mark.parametrize("implementation", ["xla", "auto"])
+@pytest.mark.parametrize("implementation", ON_HOPPER)
 @pytest.mark.parametrize("pool_dtype", [jnp.float8_e4m3fn, jnp.float8_e5m2])
 @pytest.mark.parametrize("name", ["decode_page_borders", "mixed"])
 def test_8_bits_with_scales(name: str, pool_dtype: Any, implementation: str) -> None:
+    skip_unless_it_runs_here(implementation)
     scales = head_scales(2)
     shape = {"heads": 8, "kv_heads": 2, "head_dim": 128, "dtype": jnp.bfloat16, "pool_dtype": pool_dtype}
     arrays, used = make_case(**CASES[name], **shape, pool_scale_2K=scales)
