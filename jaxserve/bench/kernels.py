@@ -47,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--kv-heads", type=int, default=8)
     p.add_argument("--head-dim", type=int, default=128)
     p.add_argument("--page-size", type=int, default=64)
+    p.add_argument("--pool-dtype", default="bfloat16", help="or float8_e4m3fn, float8_e5m2; queries are bfloat16")
     p.add_argument("--layers", type=int, default=None, help="pools gone through in one program; default: up to 32")
     p.add_argument("--commit", default=None, help="of this source, where it is no checkout")
     p.add_argument("--out", type=Path, default=None, help="append the records to this file, a line each")
@@ -76,8 +77,9 @@ def make_inputs(case: str, args: argparse.Namespace) -> tuple[Array, list[Array]
     columns = -(-context // args.page_size)
     shape = (batch * columns, 2, args.kv_heads, args.page_size, args.head_dim)
     # As many layers share a step's plan as in a large model, where they fit.
-    num_layers = args.layers or max(4, min(32, _POOL_BYTES // (2 * math.prod(shape))))
-    normal = jax.jit(lambda key: jax.random.normal(key, shape, jnp.bfloat16))
+    pool_dtype = jnp.dtype(args.pool_dtype)
+    num_layers = args.layers or max(4, min(32, _POOL_BYTES // (pool_dtype.itemsize * math.prod(shape))))
+    normal = jax.jit(lambda key: jax.random.normal(key, shape, jnp.bfloat16).astype(pool_dtype))
     pools = [normal(jax.random.key(layer, impl="rbg")) for layer in range(num_layers)]
     table = jnp.asarray(rng.permutation(shape[0]).reshape(batch, columns).astype(np.int32))
     q = jax.random.normal(jax.random.key(99), (batch, args.heads, args.head_dim), jnp.bfloat16)
@@ -151,6 +153,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "commit": args.commit or record.commit(),
         "versions": record.versions("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin"),
         "dtype": "bfloat16",
+        "pool_dtype": args.pool_dtype,
         "shape": shape,
     }
     copy, matmul = copy_gbps(), prefill_kernels.matmul_tflops()

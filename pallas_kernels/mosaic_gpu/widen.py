@@ -2,8 +2,8 @@
 """Tiles of an 8-bit pool: how they lie in shared memory, and how they become the 16 bits that wgmma multiplies.
 
 A copy brings the 8 bits, half of what it would carry otherwise, into a landing place. Threads then load them,
-widen them in registers and store them where a wgmma reads. Two dtypes of float8 become float16 in one
-instruction a pair; bfloat16 takes three more, by way of float32. Both hold every number of 8 bits exactly.
+widen them in registers and store them where a wgmma reads. A pair of either dtype becomes float16 in one
+instruction, bfloat16 in four, by way of float32. Both hold every number of 8 bits exactly.
 """
 
 from typing import Any
@@ -33,7 +33,8 @@ def landing(num_places: int, num_rows: int, head_dim: int, dtype: Any) -> Any:
 def widen(narrow: Any, wide: Any, *, rows_at_once: int, interpret: bool = False) -> None:
     """Copies a tile of 8 bits into one of 16. To be committed by the caller before a wgmma reads it.
 
-    narrow, wide: shared memory [rows, H]. rows_at_once: of 128 numbers, a fourth as many registers hold them.
+    narrow, wide: shared memory [rows, H]. rows_at_once: that pass through registers together; 4096 numbers take 16
+    of each thread.
     """
     if interpret:
         wide[...] = narrow[...].astype(wide.dtype)

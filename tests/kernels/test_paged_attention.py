@@ -194,6 +194,8 @@ def test_what_is_written_with_scales_is_read_with_them():
         (80, 80, {"capability": None}),
         (80, 80, {"dtype": jnp.float32}),
         (80, 80, {"pool_dtype": jnp.float16}),
+        (80, 128, {"pool_dtype": jnp.float8_e4m3fn}),
+        (80, 128, {"pool_dtype": jnp.float8_e5m2}),
         (80, 80, {"page_size": 48}),
         (80, 80, {"heads": 40}),
     ],
