@@ -47,6 +47,13 @@ turn so that no cache helps, everything included that a layer launches. GB/s cou
 device to device, bytes read plus bytes written, in the same run. An r marks lengths between half the context and the
 whole. No other engine's kernel has been measured beside it yet.
 """
+PREFILL_INTRO = """## Prompt chunks on a GPU
+
+`python -m jaxserve.bench.kernels --case CHUNK@CONTEXT`: the last CHUNK queries of a row over its CONTEXT tokens of a
+paged pool in random order, causal, planning included. TFLOP/s counts the pairs of a query and a key that it sees; the
+matrix rate is that of a product of two 8,192 x 8,192 bfloat16 matrices in the same run. `cudnn` is cuDNN through
+`jax.nn.dot_product_attention`, over plain arrays without pages.
+"""
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
@@ -111,10 +118,10 @@ def provenance(runs: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
     lines: dict[str, str] = {}
     for records in runs.values():
         first = records[0]
+        commits = ", ".join(f"`{commit}`" for commit in dict.fromkeys(record["commit"] for record in records))
         versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
         lines[first["file"]] = (
-            f"- [`{first['file']}`]({first['file']}): {first['date']}, commit `{first['commit']}`, {first['device']}; "
-            f"{versions}."
+            f"- [`{first['file']}`]({first['file']}): {first['date']}, commit {commits}, {first['device']}; {versions}."
         )
     return "\n".join(["### Where these come from\n", *lines.values(), ""])
 
@@ -144,13 +151,44 @@ def kernel_section(records: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, "", provenance({("kernels/decode", first["dtype"]): decode})])
 
 
+def prefill_section(records: list[dict[str, Any]]) -> str:
+    """The newest run of the prefill kernel, a line for each case and implementation."""
+    prefill = [record for record in records if record["benchmark"] == "kernels/prefill"]
+    if not prefill:
+        return ""
+    prefill = [record for record in prefill if record["file"] == prefill[-1]["file"]]
+    first = prefill[0]
+    shape = ", ".join(f"{name} {value}" for name, value in first["shape"].items())
+    lines = [
+        f"{PREFILL_INTRO}\n{first['device']}, {first['dtype']}, {shape}.\n",
+        "| chunk@context | implementation | us | TFLOP/s | of the matrix rate | matrix rate | spread | largest error |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {record['case']} | {record['implementation']} | {1e3 * record['median_ms']:.0f} | {record['tflops']:.0f} "
+        f"| {record['matmul_fraction']:.3f} | {record['matmul_tflops']:.0f} | {record['spread']:.2f} "
+        f"| {record['max_error']:.1e} |"
+        for record in sorted(prefill, key=lambda record: record["case"])
+    ]
+    return "\n".join([*lines, "", provenance({("kernels/prefill", first["dtype"]): prefill})])
+
+
 def render(records: list[dict[str, Any]]) -> str:
     """The whole page."""
     runs = newest_runs(records)
     if not runs:
         return INTRO + "\nNo comparison has been recorded yet.\n"
     sections = [section(benchmark, runs) for benchmark in TITLES if any(key[0] == benchmark for key in runs)]
-    return "\n".join([INTRO, "## Side by side on a CPU\n", *sections, provenance(runs), kernel_section(records)])
+    return "\n".join(
+        [
+            INTRO,
+            "## Side by side on a CPU\n",
+            *sections,
+            provenance(runs),
+            kernel_section(records),
+            prefill_section(records),
+        ]
+    )
 
 
 def main() -> None:

@@ -18,7 +18,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.mosaic_gpu.ragged import HEAD_DIMS, hopper_paged_attention, unsupported
+from pallas_kernels.jax_triton.door import missing, missing_on
+from pallas_kernels.jax_triton.ragged import triton_paged_attention
+from pallas_kernels.jax_triton.ragged import unsupported as unsupported_by_triton
+from pallas_kernels.mosaic_gpu.ragged import HEAD_DIMS, hopper_paged_attention
+from pallas_kernels.mosaic_gpu.ragged import unsupported as unsupported_by_hopper
 from pallas_kernels.reference import plain_paged_attention
 from pallas_kernels.tuning import most_workers
 from pallas_kernels.xla_attention import tiled_paged_attention
@@ -27,8 +31,13 @@ _IMPLEMENTATIONS: dict[str, Callable[..., Array]] = {
     "reference": plain_paged_attention,
     "xla": tiled_paged_attention,
     "mosaic_gpu": hopper_paged_attention,
+    "jax_triton": triton_paged_attention,
 }
-_HOPPER = "9.0"  # compute capability of the GPUs that the kernels are for
+_UNSUPPORTED: dict[str, Callable[..., str | None]] = {
+    "mosaic_gpu": unsupported_by_hopper,
+    "jax_triton": unsupported_by_triton,
+}
+_HOPPER = "9.0"  # compute capability of the GPUs that `mosaic_gpu` is for
 _log = logging.getLogger(__name__)
 
 
@@ -64,8 +73,9 @@ def ragged_paged_attention(
     row_counts: (s, r): rows [0, s) have exactly one query each, rows [s, r) any number, rows [r, B) none.
     scale: multiplies q·k (usually H ** -0.5). sliding_window: a query sees that many last positions,
     itself included; None for all. logit_softcap: c * tanh(x / c) on the scaled scores; None for none.
-    implementation: "mosaic_gpu" (Hopper GPUs), "xla" (tiles, any backend), "reference" (the plain
-    definition, O(T * M * Z) memory) or "auto": the first of these that the device and the arrays allow.
+    implementation: "mosaic_gpu" (Hopper GPUs), "jax_triton" (NVIDIA GPUs from Ampere on, with jax-triton
+    installed), "xla" (tiles, any backend), "reference" (the plain definition, O(T * M * Z) memory) or
+    "auto": the first of these that the device and the arrays allow.
     workspace: from `attention_workspace`; with one to share, the Hopper kernels need no launch to make their own.
     Outputs of queries that belong to no row are finite and unspecified.
     Raises ValueError for shapes that contradict each other, an unknown implementation or one that does
@@ -100,7 +110,7 @@ def pool_head_dim(q: jax.ShapeDtypeStruct, pool: jax.ShapeDtypeStruct, compute_c
     head_dim = pool.shape[4]
     wider = min((size for size in HEAD_DIMS if size >= head_dim), default=head_dim)
     padded = jax.ShapeDtypeStruct((*pool.shape[:4], wider), pool.dtype)
-    if compute_capability != _HOPPER or wider > 2 * head_dim or unsupported(q, padded):
+    if compute_capability != _HOPPER or wider > 2 * head_dim or unsupported_by_hopper(q, padded):
         return head_dim
     return wider
 
@@ -132,8 +142,10 @@ def _implementation(asked: str, q_TNH: Array, pool_P2KZH: Array) -> str:
     if asked not in _IMPLEMENTATIONS:
         known = ["auto", *sorted(_IMPLEMENTATIONS)]
         raise ValueError(f"implementation={asked!r} is unknown; choose one of {known}")
-    if asked == "mosaic_gpu" and (reason := unsupported(q_TNH, pool_P2KZH)):
-        raise ValueError(f"implementation='mosaic_gpu' does not take {reason}")
+    if asked in _UNSUPPORTED and (reason := _UNSUPPORTED[asked](q_TNH, pool_P2KZH)):
+        raise ValueError(f"implementation={asked!r} does not take {reason}")
+    if asked == "jax_triton" and (reason := missing()):
+        raise ValueError(f"implementation='jax_triton' cannot be used: {reason}")
     return asked
 
 
@@ -141,14 +153,16 @@ def _choose(q_TNH: Array, pool_P2KZH: Array) -> str:
     if jax.default_backend() != "gpu":
         return "xla"
     device = jax.devices()[0]
-    if getattr(device, "compute_capability", None) != _HOPPER:
-        _say_once(f"attention runs through XLA on {device.device_kind}: the kernels are for Hopper GPUs")
-        return "xla"
-    reason = unsupported(q_TNH, pool_P2KZH)
-    if reason is not None:
-        _say_once(f"attention runs through XLA: {reason}")
-        return "xla"
-    return "mosaic_gpu"
+    is_hopper = getattr(device, "compute_capability", None) == _HOPPER
+    reason = unsupported_by_hopper(q_TNH, pool_P2KZH) if is_hopper else "it is no Hopper GPU"
+    if reason is None:
+        return "mosaic_gpu"
+    _say_once(f"attention on {device.device_kind} does not run through mosaic_gpu: {reason}")
+    reason = missing_on(device) or unsupported_by_triton(q_TNH, pool_P2KZH)
+    if reason is None:
+        return "jax_triton"
+    _say_once(f"attention on {device.device_kind} runs through XLA, which is slow: not through jax_triton: {reason}")
+    return "xla"
 
 
 @lru_cache(maxsize=64)

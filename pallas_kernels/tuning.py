@@ -51,3 +51,60 @@ def most_workers() -> int:
 def _num_sms() -> int:
     """Of the first GPU; compiling without one takes a Hopper's."""
     return getattr(jax.devices()[0], "core_count", None) or 132
+
+
+@dataclass(frozen=True, slots=True)
+class TritonConfig:
+    """Shapes of the jax-triton attention kernels.
+
+    compute_capability: of the GPU compiled for, 89 for 8.9. num_sms: its multiprocessors; workers_per_sm:
+    programs of the decode kernel that share one. *_tile: keys of one step; *_stages: tiles in flight.
+    chunk_rows: queries times query heads of a KV head in one program.
+    """
+
+    compute_capability: int
+    num_sms: int
+    workers_per_sm: int
+    decode_tile: int
+    decode_warps: int
+    decode_stages: int
+    chunk_rows: int
+    chunk_tile: int
+    chunk_warps: int
+    chunk_stages: int
+
+
+_SMALL_SHARED_MEMORY = (86, 87, 89, 120, 121)  # compute capabilities of about 100 KB a multiprocessor
+
+
+def triton_config(*, compute_capability: int, head_dim: int, itemsize: int, group: int, num_lines: int) -> TritonConfig:
+    """Chosen so that tiles fit registers and shared memory; not yet tuned by measurement.
+
+    itemsize: bytes of a query's number. group: query heads of a KV head, up to 32. num_lines: queries of the
+    step times query heads: few of them are cut into smaller operands, to occupy more multiprocessors.
+    """
+    is_small = compute_capability in _SMALL_SHARED_MEMORY
+    is_wide = head_dim > 128
+    if itemsize == 4:  # multiplied without tensor cores, in registers
+        tile, stages, chunk_rows, chunk_warps = 16 if is_wide else 32, 3, 16 if group <= 16 else 32, 8
+    else:
+        tile = 32 if is_wide or is_small else 64
+        # The page id is fetched ahead of the keys: half the stages are its.
+        stages = 3 if is_small and is_wide else 5
+        lines_of_sm = num_lines // _num_sms()
+        # Tensor cores before Hopper's and of small chips take all operands from registers: too few for 128 rows.
+        is_hopper = compute_capability >= 90 and not is_small
+        chunk_rows = 32 if lines_of_sm < 64 else 64 if lines_of_sm < 256 or not is_hopper else 128
+        chunk_warps = 8 if chunk_rows == 128 or (is_wide and not is_hopper) else 4
+    return TritonConfig(
+        compute_capability=compute_capability,
+        num_sms=_num_sms(),
+        workers_per_sm=1 if is_wide else 2,
+        decode_tile=tile,
+        decode_warps=4,
+        decode_stages=stages,
+        chunk_rows=chunk_rows,
+        chunk_tile=tile,
+        chunk_warps=chunk_warps,
+        chunk_stages=stages,
+    )

@@ -1,15 +1,18 @@
 """Kernels by themselves: checked against the reference, timed over rotating pools, beside the device's own copy rate.
 
 python -m jaxserve.bench.kernels --out decode.json --case 256x1024 --case 16x2048r
+python -m jaxserve.bench.kernels --kernel sampling --implementation jax_triton --implementation xla
 
-A case is BATCHxCONTEXT, one query a row; with an r at the end lengths are uniform between half the
+A decode case is BATCHxCONTEXT, one query a row; with an r at the end lengths are uniform between half the
 context and the whole. A case CHUNK@CONTEXT is of prompt chunks (`prefill_kernels.py`). Each prints one
 record (docs/performance.md says what stands in it). A run goes through several pools one after another
 inside one program, so that no cache holds what the next reads; the time of a layer holds everything a
-step would launch for it.
+step would launch for it. A sampling case is BATCHxVOCABULARY: the tokens that top-k and top-p keep,
+counted; its GB/s are those of the logits read once.
 """
 
 import argparse
+import datetime
 import json
 import math
 import statistics
@@ -24,6 +27,7 @@ import numpy as np
 from jaxtyping import Array
 
 from jaxserve.bench import prefill_kernels, record
+from jaxserve.sampling.filters import kept_together, kept_tokens
 from pallas_kernels import attention_workspace, ragged_paged_attention
 from pallas_kernels.reference import plain_paged_attention
 
@@ -32,23 +36,44 @@ DEFAULT_CASES = (
     *("16x2048r", "32x8192r", "64x2048r", "128x2048r", "256x1024r"),
 )
 ALL_CASES = (*DEFAULT_CASES, *prefill_kernels.DEFAULT_CASES)
+SAMPLING_CASES = ("1x128256", "16x128256", "64x128256", "256x128256")
 _POOL_BYTES = 12 << 30  # of all layers together
+_SAMPLING_LAYERS = 6
 _REPEATS = 7
 _RUNS = 12  # of the whole program in one timed repeat: the host's part is hidden behind the device's
 _MAX_ERROR = 2e-2
+_MAX_MASS_ERROR = 1e-5  # of kept probability, against the XLA version
 
 
 def parser() -> argparse.ArgumentParser:
     """Command line of the benchmark."""
     p = argparse.ArgumentParser(prog="python -m jaxserve.bench.kernels", description=__doc__)
-    p.add_argument("--case", action="append", help=f"BATCHxCONTEXT[r] or CHUNK@CONTEXT; default {' '.join(ALL_CASES)}")
-    p.add_argument("--implementation", action="append", help="default: mosaic_gpu")
+    p.add_argument("--kernel", choices=("attention", "sampling"), default="attention")
+    p.add_argument(
+        "--case",
+        action="append",
+        help=f"BATCHxCONTEXT[r] or CHUNK@CONTEXT, default {' '.join(ALL_CASES)}; "
+        f"BATCHxVOCABULARY of sampling, default {' '.join(SAMPLING_CASES)}",
+    )
+    p.add_argument(
+        "--implementation",
+        action="append",
+        choices=("mosaic_gpu", "jax_triton", "xla", "cudnn"),
+        help="cudnn: of CHUNK@CONTEXT only; default: mosaic_gpu, for sampling jax_triton",
+    )
     p.add_argument("--heads", type=int, default=32, help="query heads")
     p.add_argument("--kv-heads", type=int, default=8)
     p.add_argument("--head-dim", type=int, default=128)
     p.add_argument("--page-size", type=int, default=64)
     p.add_argument("--pool-dtype", default="bfloat16", help="or float8_e4m3fn, float8_e5m2; queries are bfloat16")
-    p.add_argument("--layers", type=int, default=None, help="pools gone through in one program; default: up to 32")
+    p.add_argument("--top-k", type=int, default=50, help="of sampling; 0: none")
+    p.add_argument("--top-p", type=float, default=0.9, help="of sampling; 1: none")
+    p.add_argument(
+        "--layers",
+        type=int,
+        default=None,
+        help=f"pools gone through in one program; default: up to 32, for sampling {_SAMPLING_LAYERS} arrays of logits",
+    )
     p.add_argument("--commit", default=None, help="of this source, where it is no checkout")
     p.add_argument("--out", type=Path, default=None, help="append the records to this file, a line each")
     return p
@@ -123,23 +148,51 @@ def measure(case: str, implementation: str, copy: float, args: argparse.Namespac
     error = largest_error(jax.jit(attend)(q, pools[0]), q, pools[0], table, lens, scale)
     if not error <= _MAX_ERROR:
         raise SystemExit(f"{case} {implementation}: off by {error:.2e}, more than {_MAX_ERROR}")
-    jax.block_until_ready(program(q, pools))
-    seconds = [_timed(lambda: [program(q, pools) for _ in range(_RUNS)]) / _RUNS / len(pools) for _ in range(_REPEATS)]
-    median = statistics.median(seconds)
     num_bytes = int(lens.sum()) * 2 * args.kv_heads * args.head_dim * pools[0].dtype.itemsize
+    speed = _speed(lambda: program(q, pools), len(pools), num_bytes, copy)
+    names = {"benchmark": "kernels/decode", "kernel": "decode", "implementation": implementation, "case": case}
+    return names | speed | {"max_error": float(f"{error:.2e}")}
+
+
+def measure_sampling(case: str, implementation: str, copy: float, args: argparse.Namespace) -> dict[str, Any]:
+    """The record of one case of top-k and top-p over normal logits (standard deviation 3)."""
+    batch, vocab = (int(part) for part in case.split("x"))
+    normal = jax.jit(lambda key: 3 * jax.random.normal(key, (batch, vocab), jnp.float32))
+    keys = [jax.random.key(i, impl="rbg") for i in range(args.layers or _SAMPLING_LAYERS)]
+    scaled = [x - x.max(-1, keepdims=True) for x in map(normal, keys)]
+    rows = (jnp.full(batch, args.top_k), jnp.full(batch, args.top_p, jnp.float32), jnp.zeros(batch))
+
+    @jax.jit
+    def program(scaled: list[Array]) -> list[Array]:
+        return [kept_tokens(x, *rows, implementation=implementation).sum(-1) for x in scaled]
+
+    @jax.jit
+    def mass_between(x: Array) -> Array:
+        differs = kept_tokens(x, *rows, implementation=implementation) != kept_together(x, *rows)
+        return jnp.where(differs, jax.nn.softmax(x, axis=-1), 0).sum(-1).max()
+
+    error = float(mass_between(scaled[0]))
+    if not error <= _MAX_MASS_ERROR:
+        raise SystemExit(f"{case} {implementation}: off by {error:.2e} of probability, more than {_MAX_MASS_ERROR}")
+    speed = _speed(lambda: program(scaled), len(scaled), scaled[0].nbytes, copy)
+    filters = {"top_k": args.top_k, "top_p": args.top_p}
+    names = {"benchmark": "kernels/sampling", "kernel": "sampling", "implementation": implementation, "case": case}
+    return names | filters | speed | {"max_error": float(f"{error:.2e}")}
+
+
+def _speed(run: Callable[[], Any], num_parts: int, num_bytes: int, copy: float) -> dict[str, Any]:
+    """Time and GB/s of a part of the program, which goes through num_parts of num_bytes each."""
+    jax.block_until_ready(run())
+    seconds = [_timed(lambda: [run() for _ in range(_RUNS)]) / _RUNS / num_parts for _ in range(_REPEATS)]
+    median = statistics.median(seconds)
     gbps = num_bytes / median / 1e9
     return {
-        "benchmark": "kernels/decode",
-        "kernel": "decode",
-        "implementation": implementation,
-        "case": case,
-        "layers": len(pools),
+        "layers": num_parts,
         "median_ms": round(1e3 * median, 5),
         "spread": round(max(seconds) / min(seconds), 3),
         "gbps": round(gbps, 1),
         "copy_gbps": round(copy, 1),
         "bandwidth_fraction": round(gbps / copy, 4),
-        "max_error": float(f"{error:.2e}"),
     }
 
 
@@ -147,20 +200,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point."""
     args = parser().parse_args(argv)
     device = jax.devices()[0].device_kind
+    is_sampling = args.kernel == "sampling"
+    cases = args.case or (SAMPLING_CASES if is_sampling else ALL_CASES)
+    implementations = args.implementation or ["jax_triton" if is_sampling else "mosaic_gpu"]
+    if "cudnn" in implementations and not all("@" in case for case in cases):
+        raise SystemExit("cudnn: of prompt chunks only, such as --case 8192@8192")
     shape = {name: getattr(args, name) for name in ("heads", "kv_heads", "head_dim", "page_size")}
     base = {
+        "date": datetime.date.today().isoformat(),
         "device": device,
         "commit": args.commit or record.commit(),
-        "versions": record.versions("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin"),
-        "dtype": "bfloat16",
-        "pool_dtype": args.pool_dtype,
-        "shape": shape,
-    }
+        "versions": record.versions("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "jax-triton", "triton"),
+    } | ({"dtype": "float32"} if is_sampling else {"dtype": "bfloat16", "pool_dtype": args.pool_dtype, "shape": shape})
     copy, matmul = copy_gbps(), prefill_kernels.matmul_tflops()
     print(f"{device}: copies at {copy:.0f} GB/s, multiplies matrices at {matmul:.0f} TFLOP/s", flush=True)
-    for implementation in args.implementation or ["mosaic_gpu"]:
-        for case in args.case or ALL_CASES:
-            if "@" in case:
+    for implementation in implementations:
+        for case in cases:
+            if is_sampling:
+                found = measure_sampling(case, implementation, copy, args)
+            elif "@" in case:
                 found = prefill_kernels.measure(case, implementation, matmul, args)
             else:
                 found = measure(case, implementation, copy, args)

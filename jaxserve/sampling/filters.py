@@ -1,16 +1,23 @@
 """Which tokens top-k, top-p and min-p keep, without sorting the vocabulary.
 
 Each filter is "everything at or above a threshold". The threshold is found by bisection on the bits
-of the floats, until at most one token is left in doubt, so ties at the threshold are all kept.
+of the floats, until at most one token is left in doubt, so ties at the threshold are all kept. On GPUs
+with jax-triton a kernel searches each row by several pivots at once.
 """
 
+import logging
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from pallas_kernels.jax_triton.door import missing, missing_on
+
+_log = logging.getLogger(__name__)
 _KEY_OF_NO_MASS = -0x42D00000  # of -104, whose exp() is 0 in float32
 
 
@@ -29,16 +36,40 @@ def kept_tokens(
     top_k_B: Int[Array, " B"],
     top_p_B: Float[Array, " B"],
     min_p_B: Float[Array, " B"],
+    implementation: str = "auto",
 ) -> Bool[Array, "B V"]:
     """The tokens that min-p, then top-k, then top-p (of what is left, renormalised) keep.
 
     scaled_BV: logits over temperature, shifted so that each row's maximum is 0. At least the most
     likely token is kept. min-p keeps tokens of at least min_p times the best probability; top-k
     (0: all) the k most likely; top-p the smallest set of most likely tokens whose mass reaches p.
+    implementation: "jax_triton" (NVIDIA GPUs, with jax-triton installed), "xla" or "auto": the first that can be had.
 
-    A CPU takes row after row, which stays in its cache (twice as fast); a GPU all rows together.
+    In XLA a CPU takes row after row, which stays in its cache (twice as fast); a GPU all rows together.
     """
+    if (implementation if implementation != "auto" else _choose()) == "jax_triton":
+        return _kept_by_kernel(scaled_BV, top_k_B, top_p_B, min_p_B)
     return lax.platform_dependent(scaled_BV, top_k_B, top_p_B, min_p_B, cpu=_kept_by_row, default=kept_together)
+
+
+@lru_cache(maxsize=1)
+def _choose() -> str:
+    if jax.default_backend() != "gpu":
+        return "xla"
+    reason = missing_on(jax.devices()[0])
+    if reason is None:
+        return "jax_triton"
+    _log.warning("top-k and top-p run through XLA: %s", reason)
+    return "xla"
+
+
+def _kept_by_kernel(scaled_BV: Array, top_k_B: Array, top_p_B: Array, min_p_B: Array) -> Array:
+    if reason := missing():
+        raise ValueError(f"implementation='jax_triton' cannot be used: {reason}")
+    from pallas_kernels.jax_triton.floors import raise_floors
+
+    floor_B = raise_floors(scaled_BV, order_keys(jnp.log(min_p_B)), top_k_B, top_p_B)
+    return order_keys(scaled_BV) >= floor_B[:, None]
 
 
 def _kept_by_row(scaled_BV: Array, top_k_B: Array, top_p_B: Array, min_p_B: Array) -> Array:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels.mosaic_gpu.decode_launch import TILE, DecodeShape
 from pallas_kernels.mosaic_gpu.decode_worker import work
-from pallas_kernels.mosaic_gpu.plan import plan_decode
+from pallas_kernels.plan import plan_decode
 from pallas_kernels.tuning import DecodeConfig
 
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
-from pallas_kernels.mosaic_gpu.plan import PlanLine
 from pallas_kernels.mosaic_gpu.widen import is_narrow, landing
+from pallas_kernels.plan import PlanLine
 
 TILE = 64  # keys of one step: the least a wgmma over keys can take
 OPERAND_ROWS = 64  # of a wgmma operand: the query heads of one KV head are its first rows

@@ -19,7 +19,7 @@ from jaxlib.mlir.dialects import arith, vector
 from jaxtyping import Array
 
 from pallas_kernels.mosaic_gpu.decode_launch import MASKED, DecodeRefs, DecodeShape, part_of
-from pallas_kernels.mosaic_gpu.plan import PlanLine
+from pallas_kernels.plan import PlanLine
 
 _MOST_AT_ONCE = 16  # parts to be merged
 _MERGE_REGISTERS = 100  # of a thread, for parts on their way

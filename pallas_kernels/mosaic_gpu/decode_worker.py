@@ -29,8 +29,8 @@ from pallas_kernels.mosaic_gpu.decode_launch import (
     plan_line,
 )
 from pallas_kernels.mosaic_gpu.decode_merge import leave_part, merge_if_last
-from pallas_kernels.mosaic_gpu.plan import tile_range
 from pallas_kernels.mosaic_gpu.widen import widen
+from pallas_kernels.plan import tile_range
 
 _LOG2_E = math.log2(math.e)
 
@@ -217,7 +217,7 @@ def _attend_tile(
     acc = softmax.acc * lax.broadcast_in_dim(keep, softmax.acc.shape, [0])
     if not shape.widens:
         plgpu.barrier_wait(refs.v_ready.at[slot])
-    _blank_unwritten(values_ref, base, context_len)
+    _blank_unwritten(shape, values_ref, base, context_len)
     return Softmax(_add_values(shape, values_ref, weights.astype(shape.value_dtype), acc), top, total)
 
 
@@ -240,14 +240,16 @@ def _scores(shape: DecodeShape, refs: DecodeRefs, number: Array, keys: Any) -> A
     return shape.logit_softcap * jnp.tanh(scores * (shape.scale / shape.logit_softcap)) * _LOG2_E
 
 
-def _blank_unwritten(values_ref: Any, base: Array, context_len: Array) -> None:
+def _blank_unwritten(shape: DecodeShape, values_ref: Any, base: Array, context_len: Array) -> None:
     """Beyond the row's end a page holds anything, and 0 times NaN is NaN."""
 
     @pl.when(base + TILE > context_len)
     def _():
-        values = plgpu.load(values_ref, layout=plgpu.Layout.WGMMA, optimized=False)
-        positions = plgpu.broadcasted_iota(jnp.int32, values.shape, 0, layout=plgpu.Layout.WGMMA) + base
-        values_ref[...] = jnp.where(positions < context_len, values, jnp.zeros_like(values))
+        for column in range(0, shape.head_dim, 64):  # a whole tile of wide heads has no room beside the accumulator
+            part = values_ref.at[:, pl.ds(column, 64)]
+            values = plgpu.load(part, layout=plgpu.Layout.WGMMA, optimized=False)
+            positions = plgpu.broadcasted_iota(jnp.int32, values.shape, 0, layout=plgpu.Layout.WGMMA) + base
+            part[...] = jnp.where(positions < context_len, values, jnp.zeros_like(values))
         plgpu.commit_smem()
 
 

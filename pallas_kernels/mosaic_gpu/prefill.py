@@ -33,16 +33,18 @@ def prefill_attention(
     sliding_window: int | None,
     logit_softcap: float | None,
     config: PrefillConfig,
+    interpret: bool = False,
 ) -> Float[Array, "T N H"]:
     """Outputs of the rows of several queries; see `pallas_kernels.ragged_paged_attention`.
 
     Those of queries that belong to no row are 0, those of single queries whatever the memory held.
+    interpret: for the interpreter on a CPU.
     """
     num_tokens, num_heads, head_dim = q_TNH.shape
     num_pages, _, num_kv_heads, page_size, _ = pool_P2KZH.shape
     shape = PrefillShape(
         num_heads, num_kv_heads, head_dim, num_pages, page_size, page_table_BM.shape[1], q_TNH.dtype,
-        pool_P2KZH.dtype, config.num_sms, config.num_stages, scale, sliding_window, logit_softcap,
+        pool_P2KZH.dtype, config.num_sms, config.num_stages, scale, sliding_window, logit_softcap, interpret,
     )  # fmt: skip
     padding = -num_tokens % ALIGNMENT
     plan = plan_prefill(

@@ -20,6 +20,7 @@ class PrefillShape:
     """Known when the kernel is compiled.
 
     num_workers: blocks of three warpgroups; num_stages: tiles of keys and values that each keeps in flight.
+    interpret: written for the interpreter on a CPU, which has no products with registers.
     """
 
     num_heads: int
@@ -35,6 +36,7 @@ class PrefillShape:
     scale: float
     sliding_window: int | None
     logit_softcap: float | None
+    interpret: bool
 
     @property
     def pairs_heads(self) -> bool:
@@ -77,11 +79,6 @@ class PrefillShape:
     def num_landings(self) -> int:
         """Of tiles of 8 bits: one for keys and one for values where there is room, else one for both."""
         return 2 if self.head_dim <= 128 else 1
-
-    @property
-    def registers(self) -> tuple[int, int]:
-        """Of a thread that fetches, and of one that multiplies. Widening needs some."""
-        return (40, 232) if self.widens else (32, 240)
 
     def head(self, unit: Array, warpgroup: Array | int) -> Array:
         return 2 * unit + warpgroup if self.pairs_heads else unit

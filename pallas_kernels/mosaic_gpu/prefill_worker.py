@@ -22,22 +22,30 @@ _Carry = tuple[Array, Array, Array]  # weighted sum of values, maximum (of log2)
 
 
 def work(shape: PrefillShape, *refs) -> None:
-    """Body of the kernel."""
+    """Body of the kernel.
+
+    A block starts with 168 registers a thread, 504 over its warpgroups, and can only deal these out anew:
+    asking for more waits for ever.
+    """
     refs = PrefillRefs(*refs)
 
     @pl.when(_warpgroup() == 2)
     def _():
-        plgpu.set_max_registers(shape.registers[0], action="decrease")
+        plgpu.set_max_registers(24, action="decrease")
         _fetch_all(shape, refs)
 
     @pl.when(_warpgroup() < 2)
     def _():
-        plgpu.set_max_registers(shape.registers[1], action="increase")
+        plgpu.set_max_registers(240, action="increase")
         _attend_all(shape, refs)
 
 
 def _fetch_all(shape: PrefillShape, refs: PrefillRefs) -> None:
     """Keep the stages full, from one piece of work to the next."""
+
+    def wait_until_read(step):
+        for which in (_KEYS, _VALUES):
+            plgpu.barrier_wait(refs.read.at[shape.barrier(which, step)])
 
     def fetch_piece(turn, done):
         item, unit = piece(shape, refs, turn)
@@ -62,7 +70,9 @@ def _fetch_all(shape: PrefillShape, refs: PrefillRefs) -> None:
         lax.fori_loop(done, done + item.num_tiles, fetch_tile, None)
         return done + item.num_tiles
 
-    lax.fori_loop(0, count_pieces(shape, refs), fetch_piece, jnp.int32(0))
+    done = lax.fori_loop(0, count_pieces(shape, refs), fetch_piece, jnp.int32(0))
+    # Nothing depends on it, but the interpreter wants every barrier seen to its end.
+    lax.fori_loop(jnp.maximum(done - shape.num_stages, 0), done, lambda step, _: wait_until_read(step), None)
 
 
 def _widen_piece(shape: PrefillShape, refs: PrefillRefs, item: PrefillItem, kv_head: Array, done: Array) -> None:
@@ -76,9 +86,8 @@ def _widen_piece(shape: PrefillShape, refs: PrefillRefs, item: PrefillItem, kv_h
         @pl.when(step < last_step)
         def _():
             tile = item.first_tile - done + step
-            pages = _pages(shape, refs, item.row, tile)
             target, ready = refs.landing.at[place(which)], refs.landed.at[place(which)]
-            _fetch(shape, refs, pages, (which, kv_head), tile, target, ready)
+            _fetch_few_at_once(shape, refs, item.row, (which, kv_head), tile, target, ready)
 
     def widen_tile(step, _):
         slot = lax.rem(step, shape.num_stages)
@@ -90,7 +99,8 @@ def _widen_piece(shape: PrefillShape, refs: PrefillRefs, item: PrefillItem, kv_h
             def _(barrier=barrier):
                 plgpu.barrier_wait(refs.read.at[barrier])
 
-            widen(refs.landing.at[place(which)], smem.at[slot], rows_at_once=4096 // min(shape.head_dim, 128))
+            rows_at_once = 2048 // min(shape.head_dim, 128)  # registers are few here
+            widen(refs.landing.at[place(which)], smem.at[slot], rows_at_once=rows_at_once, interpret=shape.interpret)
             plgpu.commit_smem()  # all four warps have read the one and written the other
             plgpu.barrier_arrive(refs.ready.at[barrier])
             if shape.num_landings == 2:
@@ -109,10 +119,11 @@ def _pages(shape: PrefillShape, refs: PrefillRefs, row: Array, tile: Array) -> l
         columns = [tile * shape.copies_per_tile + copy for copy in range(shape.copies_per_tile)]
     else:
         columns = [lax.div(tile * shape.key_tile, shape.page_size)]
-    return [
-        jnp.clip(refs.table[row, jnp.minimum(column, shape.num_columns - 1)], 0, shape.num_pages - 1)
-        for column in columns
-    ]
+    return [_page(shape, refs, row, column) for column in columns]
+
+
+def _page(shape: PrefillShape, refs: PrefillRefs, row: Array, column: Array) -> Array:
+    return jnp.clip(refs.table[row, jnp.minimum(column, shape.num_columns - 1)], 0, shape.num_pages - 1)
 
 
 def _fetch(shape: PrefillShape, refs: PrefillRefs, pages: Sequence[Array], where, tile, smem, ready) -> None:
@@ -123,6 +134,23 @@ def _fetch(shape: PrefillShape, refs: PrefillRefs, pages: Sequence[Array], where
             first = lax.rem(tile * shape.key_tile, shape.page_size)
             source, target = refs.pool.at[page, *where, pl.ds(first, shape.key_tile)], smem
         plgpu.copy_gmem_to_smem(source, target, ready)
+
+
+def _fetch_few_at_once(shape: PrefillShape, refs: PrefillRefs, row: Array, where, tile: Array, smem, ready) -> None:
+    """Beside widening there are no registers for the pages of a whole tile of small ones."""
+    at_once = 4
+    if shape.copies_per_tile <= at_once:
+        _fetch(shape, refs, _pages(shape, refs, row, tile), where, tile, smem, ready)
+        return
+
+    def fetch_some(turn, _):
+        copies = [turn * at_once + i for i in range(at_once)]
+        pages = [_page(shape, refs, row, tile * shape.copies_per_tile + copy) for copy in copies]
+        for copy, page in zip(copies, pages, strict=True):
+            first = pl.multiple_of(copy * shape.page_size, shape.page_size)
+            plgpu.copy_gmem_to_smem(refs.pool.at[page, *where], smem.at[pl.ds(first, shape.page_size)], ready)
+
+    lax.fori_loop(0, shape.copies_per_tile // at_once, fetch_some, None)
 
 
 def _attend_all(shape: PrefillShape, refs: PrefillRefs) -> None:
@@ -199,12 +227,7 @@ def _step(
     acc, top, total = carry
     slot = lax.rem(i, shape.num_stages)
 
-    def multiply_keys(acc_ref):
-        plgpu.wgmma(acc_ref, refs.q_smem.at[_warpgroup()], refs.k_smem.at[slot].transpose((1, 0)))
-        _meet(refs)  # the other warpgroup may queue its products behind these
-        return acc_ref[...]
-
-    scores = pl.run_scoped(multiply_keys, plgpu.ACC((ROWS, shape.key_tile), jnp.float32))
+    scores = _multiply_keys(shape, refs, slot)
     plgpu.barrier_arrive(refs.read.at[shape.barrier(_KEYS, i)])
     factor = shape.scale * _LOG2_E
     if shape.logit_softcap is not None:
@@ -226,16 +249,45 @@ def _step(
         clear(slot)
     plgpu.barrier_wait(refs.turn)
 
-    def multiply_values(acc_ref):
-        plgpu.wgmma(acc_ref, weights16, refs.v_smem.at[slot])
+    def wait_for_keys():
+        pl.when(i + 1 < last_step)(lambda: plgpu.barrier_wait(refs.ready.at[shape.barrier(_KEYS, i + 1)]))
 
-        @pl.when(i + 1 < last_step)
-        def _():
-            plgpu.barrier_wait(refs.ready.at[shape.barrier(_KEYS, i + 1)])
-
-    acc = pl.run_state(multiply_values)(plgpu.ACC.init(acc))
+    acc = _add_values(shape, refs, slot, weights16, acc, wait_for_keys)
     plgpu.barrier_arrive(refs.read.at[shape.barrier(_VALUES, i)])
     return acc, new_top, total
+
+
+def _multiply_keys(shape: PrefillShape, refs: PrefillRefs, slot: Array) -> Array:
+    queries, keys = refs.q_smem.at[_warpgroup()], refs.k_smem.at[slot]
+    if shape.interpret:
+        scores = jnp.dot(queries[...], keys[...].T, preferred_element_type=jnp.float32)
+        plgpu.commit_smem()  # wgmma reads by the proxy that copies write by; plain reads have to be fenced off
+        _meet(refs)
+        return scores
+
+    def multiply(acc_ref):
+        plgpu.wgmma(acc_ref, queries, keys.transpose((1, 0)))
+        _meet(refs)  # the other warpgroup may queue its products behind these
+        return acc_ref[...]
+
+    return pl.run_scoped(multiply, plgpu.ACC((ROWS, shape.key_tile), jnp.float32))
+
+
+def _add_values(
+    shape: PrefillShape, refs: PrefillRefs, slot: Array, weights: Array, acc: Array, meanwhile: Callable[[], None]
+) -> Array:
+    values = refs.v_smem.at[slot]
+    if shape.interpret:
+        meanwhile()
+        acc = acc + jnp.dot(weights, values[...], preferred_element_type=jnp.float32)
+        plgpu.commit_smem()
+        return acc
+
+    def multiply(acc_ref):
+        plgpu.wgmma(acc_ref, weights, values)
+        meanwhile()
+
+    return pl.run_state(multiply)(plgpu.ACC.init(acc))
 
 
 def _mask(shape: PrefillShape, first_position: Array) -> Callable[[Array], Array]:

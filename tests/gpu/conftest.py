@@ -5,6 +5,8 @@ from pathlib import Path
 import jax
 import pytest
 
+from pallas_kernels.jax_triton.door import missing_on
+
 HERE = Path(__file__).parent
 
 
@@ -29,3 +31,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.gpu)
         if reason is not None:
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(params=["mosaic_gpu", "jax_triton"])
+def implementation(request: pytest.FixtureRequest) -> str:
+    """A backend of attention that runs here. Parametrise it with indirect=True for a choice of others."""
+    device = jax.devices()[0]
+    if request.param == "mosaic_gpu" and getattr(device, "compute_capability", None) != "9.0":
+        pytest.skip("needs a GPU of compute capability 9.0")
+    if request.param == "jax_triton" and (reason := missing_on(device)):
+        pytest.skip(reason)
+    return request.param

@@ -10,8 +10,6 @@ from attention_cases import CASES, dequantised, head_scales, make_case
 
 from pallas_kernels import ragged_paged_attention, write_kv
 
-ON_HOPPER = ["mosaic_gpu", "xla"]
-
 
 def close(got: Any, want: Any, used: int) -> None:
     got, want = np.asarray(got, np.float32), np.asarray(want)[:used]
@@ -20,16 +18,10 @@ def close(got: Any, want: Any, used: int) -> None:
     assert np.linalg.norm(got[:used] - want) <= 4e-3 * np.linalg.norm(want)
 
 
-def skip_unless_it_runs_here(implementation: str) -> None:
-    if implementation == "mosaic_gpu" and getattr(jax.devices()[0], "compute_capability", None) != "9.0":
-        pytest.skip("needs a GPU of compute capability 9.0")
-
-
-@pytest.mark.parametrize("implementation", ON_HOPPER)
+@pytest.mark.parametrize("implementation", ["mosaic_gpu", "jax_triton", "xla"], indirect=True)
 @pytest.mark.parametrize(("head_dim", "wider"), [(80, 128), (96, 128), (32, 64), (192, 256)])
 @pytest.mark.parametrize("name", ["decode_page_borders", "mixed"])
 def test_wider_heads(name: str, head_dim: int, wider: int, implementation: str) -> None:
-    skip_unless_it_runs_here(implementation)
     shape = {"heads": 8, "kv_heads": 2, "head_dim": head_dim, "pool_head_dim": wider, "dtype": jnp.bfloat16}
     (q, pool, *rest), used = make_case(**CASES[name], **shape)
     wide = (q.astype(jnp.float32), pool.astype(jnp.float32), *rest)
@@ -37,13 +29,13 @@ def test_wider_heads(name: str, head_dim: int, wider: int, implementation: str) 
     close(ragged_paged_attention(q, pool, *rest, scale=head_dim**-0.5, implementation=implementation), want, used)
 
 
-@pytest.mark.parametrize("implementation", ON_HOPPER)
+@pytest.mark.parametrize("implementation", ["mosaic_gpu", "jax_triton", "xla", "auto"], indirect=True)
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
 @pytest.mark.parametrize("pool_dtype", [jnp.float8_e4m3fn, jnp.float8_e5m2])
 @pytest.mark.parametrize("name", ["decode_page_borders", "mixed"])
-def test_8_bits_with_scales(name: str, pool_dtype: Any, implementation: str) -> None:
-    skip_unless_it_runs_here(implementation)
+def test_8_bits_with_scales(name: str, pool_dtype: Any, head_dim: int, implementation: str) -> None:
     scales = head_scales(2)
-    shape = {"heads": 8, "kv_heads": 2, "head_dim": 128, "dtype": jnp.bfloat16, "pool_dtype": pool_dtype}
+    shape = {"heads": 8, "kv_heads": 2, "head_dim": head_dim, "dtype": jnp.bfloat16, "pool_dtype": pool_dtype}
     arrays, used = make_case(**CASES[name], **shape, pool_scale_2K=scales)
     want = ragged_paged_attention(*dequantised(arrays, scales), scale=0.1, implementation="reference")
     got = ragged_paged_attention(*arrays, pool_scale_2K=scales, scale=0.1, implementation=implementation)

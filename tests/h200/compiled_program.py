@@ -38,6 +38,19 @@ class Launch:
         return self.name.startswith("gemm_fusion") or self.kind in ("kGemm", "kCublasLtMatmul", "kCuDnn")
 
 
+def read_ptxas(text: str) -> list[Kernel]:
+    """Every kernel that the assembler reported on, in its order."""
+    reports = text.split("Compiling entry function")[1:]
+    return [
+        Kernel(
+            registers=_number(r"Used (\d+) registers", report),
+            stack_bytes=_number(r"(\d+) bytes stack frame", report),
+            spill_bytes=_number(r"(\d+) bytes spill stores", report) + _number(r"(\d+) bytes spill loads", report),
+        )
+        for report in reports
+    ]
+
+
 class Program:
     """One compiled program. Raises ValueError where a compiler's output is not as this reader knows it."""
 
@@ -52,15 +65,7 @@ class Program:
     @cached_property
     def kernels(self) -> list[Kernel]:
         """Kernels of ours, each once, however often it is called."""
-        reports = self._ptxas.split("Compiling entry function")[1:]
-        return [
-            Kernel(
-                registers=_number(r"Used (\d+) registers", report),
-                stack_bytes=_number(r"(\d+) bytes stack frame", report),
-                spill_bytes=_number(r"(\d+) bytes spill stores", report) + _number(r"(\d+) bytes spill loads", report),
-            )
-            for report in reports
-        ]
+        return read_ptxas(self._ptxas)
 
     @cached_property
     def launches(self) -> list[Launch]:

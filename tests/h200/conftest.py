@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from compiled_program import Program
+from compiled_program import Kernel, Program, read_ptxas
 
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venv-cuda" / "bin" / "python"
@@ -32,16 +32,28 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture(scope="session")
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Program]:
     """A kernel's program, by the name of its case."""
-    return _compile("kernels", tmp_path_factory.mktemp("kernels"))
+    folder = tmp_path_factory.mktemp("kernels")
+    _compile("compile_for_h200.py", "kernels", folder)
+    return lambda name: Program(folder / name)
 
 
 @pytest.fixture(scope="session")
 def steps(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Program]:
     """A whole step, by the name of its case."""
-    return _compile("steps", tmp_path_factory.mktemp("steps"))
+    folder = tmp_path_factory.mktemp("steps")
+    _compile("compile_for_h200.py", "steps", folder)
+    return lambda name: Program(folder / name)
 
 
-def _compile(group: str, folder: Path) -> Callable[[str], Program]:
+@pytest.fixture(scope="session")
+def triton_kernels(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[Kernel]]:
+    """What the assembler says of a case's jax-triton kernels, by its name and compute capability."""
+    folder = tmp_path_factory.mktemp("triton")
+    _compile("compile_triton.py", folder)
+    return lambda name: read_ptxas((folder / name / "ptxas.txt").read_text())
+
+
+def _compile(script: str, *arguments: str | Path) -> None:
     if sys.platform != "linux":
         pytest.skip("XLA's CUDA compiler is for Linux")
     if not PYTHON.exists():
@@ -51,10 +63,7 @@ def _compile(group: str, folder: Path) -> Callable[[str], Program]:
         pytest.skip(reason)
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "MOSAIC_GPU_DUMP_PTXAS": "1", "PYTHONPATH": str(ROOT)}
     environment.pop("XLA_FLAGS", None)
-    script = Path(__file__).with_name("compile_for_h200.py")
-    done = subprocess.run(
-        [PYTHON, script, group, folder], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    command = [PYTHON, Path(__file__).with_name(script), *arguments]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        pytest.fail(f"compiling {group} for an H200 failed ({done.returncode}):\n{done.stderr[-4000:]}")
-    return lambda name: Program(folder / name)
+        pytest.fail(f"{script} {arguments[0]} failed ({done.returncode}):\n{done.stderr[-4000:]}")

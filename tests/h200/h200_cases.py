@@ -84,6 +84,31 @@ def _variants() -> dict[str, dict[str, Any]]:
 KERNELS: dict[str, dict[str, Any]] = {name: LLAMA_HEADS | options for name, options in _variants().items()}
 
 
+def _triton_variants() -> dict[str, dict[str, Any]]:
+    """Of 8 rows: decode, merge and chunks each. Cards without float8 are not asked for it."""
+    base = LLAMA_HEADS | dict(num_tokens=512, pool_dtype=jnp.bfloat16, capabilities=(80, 89, 90))
+    float32: dict[str, Any] = dict(heads=8, kv_heads=2, head_dim=64, dtype=jnp.float32, pool_dtype=jnp.float32)
+    cases: dict[str, dict[str, Any]] = {
+        "llama": {},
+        "llama_long": dict(num_tokens=8192, capabilities=(90,)),  # the others compile the same for 512
+        "wide": dict(heads=16, head_dim=256, page_size=32),
+        "wide_long": dict(heads=32, head_dim=256, num_tokens=8192),
+        "one_kv_head": dict(heads=16, kv_heads=1, head_dim=64, page_size=16),
+        "odd": dict(heads=9, kv_heads=3, head_dim=96, page_size=128),
+        "window_and_cap": dict(window=1000, softcap=30.0),
+        "float32": float32,
+        "float8_pool": dict(pool_dtype=jnp.float8_e4m3fn, capabilities=(89, 90)),
+    }
+    return {name: base | options for name, options in cases.items()}
+
+
+# By jax-triton, for several generations of cards.
+TRITON = _triton_variants()
+TRITON_FILTERS: dict[str, dict[str, Any]] = {
+    f"filters_{vocab}": dict(vocab=vocab, capabilities=(80, 89, 90)) for vocab in (32003, 128256)
+}
+
+
 def llama_8b() -> EngineConfig:
     """What `jaxserve serve` would run with on an H200; the page pool takes what memory is left."""
     model = model_config_from_hf(LLAMA_8B)

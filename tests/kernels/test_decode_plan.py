@@ -5,7 +5,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pallas_kernels.mosaic_gpu.plan import plan_decode
+from pallas_kernels.plan import plan_decode
 
 TILE = 64
 
@@ -66,5 +66,9 @@ def test_every_tile_is_done_once_and_every_part_merged(
         assert end == tiles[row]
         merged += indices
         leaders.append(leader)
+        assert plan[leader + 1][:2] == [row, head]
     assert sorted(merged) == sorted(parts)
     assert len(set(leaders)) == len(leaders)  # a counter a head
+    # Where another kernel merges, a head's second worker is known by its line alone.
+    seconds = [w for w, (*_, segments, _, leader, _) in enumerate(plan) if segments > 0 and leader == w - 1]
+    assert seconds == sorted(leader + 1 for leader in leaders)

@@ -71,3 +71,25 @@ def test_a_wrong_prompt_chunk_has_no_speed(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(prefill_kernels, "ragged_paged_attention", lambda q, *_, **__: 2 * q)
     with pytest.raises(SystemExit, match="off by"):
         kernels.main([*SMALL, "--case", "8@16", "--implementation", "xla"])
+
+
+def test_sampling_is_measured_beside_the_same_copy(tmp_path: Path) -> None:
+    out = tmp_path / "records.json"
+    kernels.main([*SMALL, "--kernel", "sampling", "--case", "2x300", "--implementation", "xla", "--out", str(out)])
+    record = json.loads(out.read_text())
+    assert (record["benchmark"], record["dtype"], record["top_k"]) == ("kernels/sampling", "float32", 50)
+    assert record["max_error"] == 0 and record["gbps"] == pytest.approx(
+        2 * 300 * 4 / record["median_ms"] / 1e6, abs=0.06
+    )
+
+
+def test_a_wrong_filter_has_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "kept_tokens", lambda scaled_BV, *_, **__: scaled_BV > -1e9)
+    with pytest.raises(SystemExit, match="of probability"):
+        kernels.main([*SMALL, "--kernel", "sampling", "--case", "2x300", "--implementation", "xla"])
+
+
+@pytest.mark.parametrize("options", [["--case", "3x40"], ["--case", "8@8", "--case", "3x40"], []], ids=str)
+def test_cudnn_has_no_pages_to_read(options: list[str]) -> None:
+    with pytest.raises(SystemExit, match="prompt chunks only"):
+        kernels.main([*SMALL, "--implementation", "cudnn", *options])
