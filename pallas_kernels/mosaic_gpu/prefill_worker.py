@@ -150,7 +150,9 @@ def _fetch_few_at_once(shape: PrefillShape, refs: PrefillRefs, row: Array, where
             first = pl.multiple_of(copy * shape.page_size, shape.page_size)
             plgpu.copy_gmem_to_smem(refs.pool.at[page, *where], smem.at[pl.ds(first, shape.page_size)], ready)
 
-    lax.fori_loop(0, shape.copies_per_tile // at_once, fetch_some, None)
+    # A bound that is always the first, but not to the compiler, which would unroll the loop and run out of registers.
+    num_turns = jnp.minimum(shape.copies_per_tile // at_once, tile + shape.copies_per_tile)
+    lax.fori_loop(0, num_turns, fetch_some, None)
 
 
 def _attend_all(shape: PrefillShape, refs: PrefillRefs) -> None:
