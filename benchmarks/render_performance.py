@@ -127,8 +127,12 @@ def provenance(runs: dict[tuple[str, str], list[dict[str, Any]]]) -> str:
 
 
 def kernel_section(records: list[dict[str, Any]]) -> str:
-    """The newest run of the decode kernel, a line for each case."""
-    decode = [record for record in records if record["benchmark"] == "kernels/decode"]
+    """The newest run of the decode kernel over pools of the queries' dtype, a line for each case."""
+    decode = [
+        record
+        for record in records
+        if record["benchmark"] == "kernels/decode" and record.get("pool_dtype", record["dtype"]) == record["dtype"]
+    ]
     if not decode:
         return ""
     decode = [record for record in decode if record["file"] == decode[-1]["file"]]

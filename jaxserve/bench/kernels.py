@@ -67,6 +67,7 @@ def parser(prog: str = "python -m jaxserve.bench.kernels") -> argparse.ArgumentP
     p.add_argument("--kv-heads", type=int, default=8)
     p.add_argument("--head-dim", type=int, default=128)
     p.add_argument("--page-size", type=int, default=64)
+    p.add_argument("--pool-dtype", default="bfloat16", help="or float8_e4m3fn, float8_e5m2; queries are bfloat16")
     p.add_argument("--top-k", type=int, default=50, help="of sampling; 0: none")
     p.add_argument("--top-p", type=float, default=0.9, help="of sampling; 1: none")
     p.add_argument(
@@ -103,8 +104,9 @@ def make_inputs(case: str, args: argparse.Namespace) -> tuple[Array, list[Array]
     columns = -(-context // args.page_size)
     shape = (batch * columns, 2, args.kv_heads, args.page_size, args.head_dim)
     # As many layers share a step's plan as in a large model, where they fit.
-    num_layers = args.layers or max(4, min(32, _POOL_BYTES // (2 * math.prod(shape))))
-    normal = jax.jit(lambda key: jax.random.normal(key, shape, jnp.bfloat16))
+    pool_dtype = jnp.dtype(args.pool_dtype)
+    num_layers = args.layers or max(4, min(32, _POOL_BYTES // (pool_dtype.itemsize * math.prod(shape))))
+    normal = jax.jit(lambda key: jax.random.normal(key, shape, jnp.bfloat16).astype(pool_dtype))
     pools = [normal(jax.random.key(layer, impl="rbg")) for layer in range(num_layers)]
     table = jnp.asarray(rng.permutation(shape[0]).reshape(batch, columns).astype(np.int32))
     q = jax.random.normal(jax.random.key(99), (batch, args.heads, args.head_dim), jnp.bfloat16)
@@ -219,7 +221,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m jaxserve.benc
         "device": device,
         "commit": args.commit or record.commit(),
         "versions": record.versions("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "jax-triton", "triton"),
-    } | ({"dtype": "float32"} if is_sampling else {"dtype": "bfloat16", "shape": shape})
+    } | ({"dtype": "float32"} if is_sampling else {"dtype": "bfloat16", "pool_dtype": args.pool_dtype, "shape": shape})
     copy = record.calibrate()["copy_gbps"] if is_cpu else copy_gbps()  # XLA's copy on a CPU pays for fresh pages
     matmul = prefill_kernels.matmul_tflops(_CPU_MATRIX_SIDE) if is_cpu else prefill_kernels.matmul_tflops()
     print(f"{device}: copies at {copy:.4g} GB/s, multiplies matrices at {matmul:.3g} TFLOP/s", flush=True)

@@ -56,7 +56,8 @@ def measure(case: str, implementation: str, matmul: float, args: argparse.Namesp
     chunk, context = (int(part) for part in case.split("@"))
     scale = args.head_dim**-0.5
     q = jax.random.normal(jax.random.key(9), (chunk, args.heads, args.head_dim), jnp.bfloat16)
-    normal = jax.jit(lambda key: jax.random.normal(key, (context, args.kv_heads, args.head_dim), jnp.bfloat16))
+    shape = (context, args.kv_heads, args.head_dim)
+    normal = jax.jit(lambda key: jax.random.normal(key, shape, jnp.bfloat16).astype(args.pool_dtype))
     k, v = (normal(jax.random.key(i)) for i in range(2))
     attend, memory = (
         _cudnn(k, v, scale) if implementation == "cudnn" else _paged(k, v, chunk, implementation, scale, args.page_size)
@@ -116,6 +117,8 @@ def _cudnn(k: Array, v: Array, scale: float) -> _Attend:
     def attend(q: Array, k: Array, v: Array) -> Array:
         if len(q) != len(k):
             raise SystemExit("cudnn: only whole prompts, such as 8192@8192")
+        if k.dtype != q.dtype:
+            raise SystemExit(f"cudnn: no keys of {k.dtype} for queries of {q.dtype}")
         return jax.nn.dot_product_attention(
             q[None], k[None], v[None], scale=scale, is_causal=True, implementation="cudnn"
         )[0]

@@ -45,6 +45,7 @@ def decode_attention(
         q_BKGH = jnp.pad(q_BKGH, ((0, 0), (0, 0), (0, width - group), (0, 0)))
     shape = DecodeShape(
         num_rows, num_kv_heads, width, head_dim, num_pages, page_size, page_table_BM.shape[1], q_BNH.dtype,
+        pool_P2KZH.dtype,
         config.num_sms * config.workers_per_sm, config.num_stages, scale, sliding_window, logit_softcap, interpret,
     )  # fmt: skip
     plan_WI = plan_decode(

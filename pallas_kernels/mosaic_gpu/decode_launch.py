@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
+from pallas_kernels.mosaic_gpu.widen import is_narrow, landing
 from pallas_kernels.plan import PlanLine
 
 TILE = 64  # keys of one step: the least a wgmma over keys can take
@@ -33,6 +34,7 @@ class DecodeShape:
     page_size: int
     num_columns: int
     dtype: Any
+    pool_dtype: Any
     num_workers: int
     num_stages: int
     scale: float
@@ -51,6 +53,16 @@ class DecodeShape:
         return self.group if self.interpret else self.slot_rows
 
     @property
+    def widens(self) -> bool:
+        return is_narrow(self.pool_dtype)
+
+    @property
+    def value_dtype(self) -> Any:
+        """Of values and their weights when they are multiplied. Weights are 0 to 1: float16 holds them better than
+        bfloat16, and 8 bits become it in a quarter of the instructions."""
+        return jnp.float16 if self.widens else self.dtype
+
+    @property
     def copies_per_tile(self) -> int:
         return max(1, TILE // self.page_size)
 
@@ -65,7 +77,13 @@ class DecodeShape:
     def scratch(self) -> list[Any]:
         """In the order of `DecodeRefs`."""
         transforms = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
-        stages = plgpu.SMEM((self.num_stages, TILE, self.head_dim), self.dtype, transforms=transforms)
+        if self.widens:
+            stages = landing(self.num_stages, TILE, self.head_dim, self.pool_dtype)
+        else:
+            stages = plgpu.SMEM((self.num_stages, TILE, self.head_dim), self.dtype, transforms=transforms)
+        wide = [
+            plgpu.SMEM((TILE, self.head_dim), dtype, transforms=transforms) for dtype in (self.dtype, self.value_dtype)
+        ]
         filled = plgpu.Barrier(num_barriers=self.num_stages, num_arrivals=self.copies_per_tile)
         return [
             # Two groups of queries; the operand that begins with the second ends `slot_rows` later.
@@ -77,6 +95,7 @@ class DecodeShape:
             plgpu.Barrier(),
             filled,
             filled,
+            *(wide if self.widens else ()),
         ]
 
 
@@ -100,6 +119,8 @@ class DecodeRefs(NamedTuple):
     q_ready: Any
     k_ready: Any
     v_ready: Any
+    k_wide: Any = None  # of an 8-bit pool: the tile at work, widened
+    v_wide: Any = None
 
 
 def plan_line(refs: DecodeRefs, worker: Array) -> PlanLine:

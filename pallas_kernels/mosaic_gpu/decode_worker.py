@@ -29,6 +29,7 @@ from pallas_kernels.mosaic_gpu.decode_launch import (
     plan_line,
 )
 from pallas_kernels.mosaic_gpu.decode_merge import leave_part, merge_if_last
+from pallas_kernels.mosaic_gpu.widen import widen
 from pallas_kernels.plan import tile_range
 
 _LOG2_E = math.log2(math.e)
@@ -171,9 +172,14 @@ def _segment(
         softmax, cursor = carry
         slot = lax.rem(done + i, shape.num_stages)
         base = (first + place.tile + i) * TILE
+        if shape.widens:
+            _widen_tile(shape, refs, slot)
+            cursor = _fetch_next(shape, refs, done + i + shape.num_stages, line.num_tiles, cursor)
         softmax = _attend_tile(shape, refs, number, slot, base, context_len, softmax)
-        plgpu.commit_smem()  # all four warps are done with the stage
-        return softmax, _fetch_next(shape, refs, done + i + shape.num_stages, line.num_tiles, cursor)
+        plgpu.commit_smem()  # all four warps are done with the stage, or with the widened tile
+        if not shape.widens:
+            cursor = _fetch_next(shape, refs, done + i + shape.num_stages, line.num_tiles, cursor)
+        return softmax, cursor
 
     start = Softmax(_full((OPERAND_ROWS, shape.head_dim), 0.0), _rows_full(MASKED), _rows_full(0.0))
     softmax, cursor = lax.fori_loop(0, count, tile, (start, cursor))
@@ -181,12 +187,24 @@ def _segment(
     return done + count, following, cursor
 
 
+def _widen_tile(shape: DecodeShape, refs: DecodeRefs, slot: Array) -> None:
+    """Afterwards the stage may be filled again."""
+    for stages, ready, wide in ((refs.k_smem, refs.k_ready, refs.k_wide), (refs.v_smem, refs.v_ready, refs.v_wide)):
+        plgpu.barrier_wait(ready.at[slot])
+        widen(stages.at[slot], wide, rows_at_once=TILE, interpret=shape.interpret)
+    plgpu.commit_smem()
+
+
 def _attend_tile(
     shape: DecodeShape, refs: DecodeRefs, number: Array, slot: Array, base: Array, context_len: Array, softmax: Softmax
 ) -> Softmax:
     """Add the keys and values of positions base … base + 63."""
-    plgpu.barrier_wait(refs.k_ready.at[slot])
-    scores = _scores(shape, refs, number, slot)
+    if shape.widens:
+        keys_ref, values_ref = refs.k_wide, refs.v_wide
+    else:
+        keys_ref, values_ref = refs.k_smem.at[slot], refs.v_smem.at[slot]
+        plgpu.barrier_wait(refs.k_ready.at[slot])
+    scores = _scores(shape, refs, number, keys_ref)
     keys = plgpu.broadcasted_iota(jnp.int32, scores.shape, 1, layout=plgpu.Layout.WGMMA) + base
     seen = keys < context_len
     if shape.sliding_window is not None:
@@ -197,14 +215,14 @@ def _attend_tile(
     weights = jnp.exp2(scores - lax.broadcast_in_dim(top, scores.shape, [0]))
     total = softmax.total * keep + weights.sum(axis=1)
     acc = softmax.acc * lax.broadcast_in_dim(keep, softmax.acc.shape, [0])
-    plgpu.barrier_wait(refs.v_ready.at[slot])
-    _blank_unwritten(shape, refs, slot, base, context_len)
-    return Softmax(_add_values(shape, refs, slot, weights.astype(shape.dtype), acc), top, total)
+    if not shape.widens:
+        plgpu.barrier_wait(refs.v_ready.at[slot])
+    _blank_unwritten(shape, values_ref, base, context_len)
+    return Softmax(_add_values(shape, values_ref, weights.astype(shape.value_dtype), acc), top, total)
 
 
-def _scores(shape: DecodeShape, refs: DecodeRefs, number: Array, slot: Array) -> Array:
+def _scores(shape: DecodeShape, refs: DecodeRefs, number: Array, keys: Any) -> Array:
     """Scaled, capped scores in base 2, [64, 64]."""
-    keys = refs.k_smem.at[slot]
     if shape.interpret:
         queries = refs.q_smem[pl.ds(_query_slot(shape, number), shape.group)]
         queries = jnp.pad(queries, ((0, OPERAND_ROWS - shape.group), (0, 0)))
@@ -222,21 +240,20 @@ def _scores(shape: DecodeShape, refs: DecodeRefs, number: Array, slot: Array) ->
     return shape.logit_softcap * jnp.tanh(scores * (shape.scale / shape.logit_softcap)) * _LOG2_E
 
 
-def _blank_unwritten(shape: DecodeShape, refs: DecodeRefs, slot: Array, base: Array, context_len: Array) -> None:
+def _blank_unwritten(shape: DecodeShape, values_ref: Any, base: Array, context_len: Array) -> None:
     """Beyond the row's end a page holds anything, and 0 times NaN is NaN."""
 
     @pl.when(base + TILE > context_len)
     def _():
         for column in range(0, shape.head_dim, 64):  # a whole tile of wide heads has no room beside the accumulator
-            part = refs.v_smem.at[slot, :, pl.ds(column, 64)]
+            part = values_ref.at[:, pl.ds(column, 64)]
             values = plgpu.load(part, layout=plgpu.Layout.WGMMA, optimized=False)
             positions = plgpu.broadcasted_iota(jnp.int32, values.shape, 0, layout=plgpu.Layout.WGMMA) + base
             part[...] = jnp.where(positions < context_len, values, jnp.zeros_like(values))
         plgpu.commit_smem()
 
 
-def _add_values(shape: DecodeShape, refs: DecodeRefs, slot: Array, weights: Array, acc: Array) -> Array:
-    values = refs.v_smem.at[slot]
+def _add_values(shape: DecodeShape, values: Any, weights: Array, acc: Array) -> Array:
     if shape.interpret:
         return acc + jnp.dot(weights, values[...], preferred_element_type=jnp.float32)
 

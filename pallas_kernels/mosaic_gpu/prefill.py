@@ -44,7 +44,7 @@ def prefill_attention(
     num_pages, _, num_kv_heads, page_size, _ = pool_P2KZH.shape
     shape = PrefillShape(
         num_heads, num_kv_heads, head_dim, num_pages, page_size, page_table_BM.shape[1], q_TNH.dtype,
-        config.num_sms, config.num_stages, scale, sliding_window, logit_softcap, interpret,
+        pool_P2KZH.dtype, config.num_sms, config.num_stages, scale, sliding_window, logit_softcap, interpret,
     )  # fmt: skip
     padding = -num_tokens % ALIGNMENT
     plan = plan_prefill(

@@ -10,6 +10,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
 from pallas_kernels.mosaic_gpu.prefill_plan import PrefillItem, dealt_index
+from pallas_kernels.mosaic_gpu.widen import is_narrow, landing
 
 ROWS = 64  # queries of a warpgroup: of a wgmma operand
 
@@ -29,6 +30,7 @@ class PrefillShape:
     page_size: int
     num_columns: int
     dtype: Any
+    pool_dtype: Any
     num_workers: int
     num_stages: int
     scale: float
@@ -62,7 +64,21 @@ class PrefillShape:
     @property
     def store_width(self) -> int:
         """Columns of the outputs that leave together: shared memory has no room for more beside wide heads."""
-        return min(self.head_dim, 128)
+        return 64 if self.widens and self.head_dim > 128 else min(self.head_dim, 128)
+
+    @property
+    def widens(self) -> bool:
+        return is_narrow(self.pool_dtype)
+
+    @property
+    def value_dtype(self) -> Any:
+        """Of values and their weights when they are multiplied: see `DecodeShape.value_dtype`."""
+        return jnp.float16 if self.widens else self.dtype
+
+    @property
+    def num_landings(self) -> int:
+        """Of tiles of 8 bits: one for keys and one for values where there is room, else one for both."""
+        return 2 if self.head_dim <= 128 else 1
 
     def head(self, unit: Array, warpgroup: Array | int) -> Array:
         return 2 * unit + warpgroup if self.pairs_heads else unit
@@ -77,17 +93,27 @@ class PrefillShape:
     def scratch(self) -> list[Any]:
         """In the order of `PrefillRefs`."""
         transforms = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
-        stages = plgpu.SMEM((self.num_stages, self.key_tile, self.head_dim), self.dtype, transforms=transforms)
+        keys, values = (
+            plgpu.SMEM((self.num_stages, self.key_tile, self.head_dim), dtype, transforms=transforms)
+            for dtype in (self.dtype, self.value_dtype)
+        )
         num_tiles = 2 * self.num_stages
         return [
             plgpu.SMEM((2, ROWS, self.head_dim), self.dtype, transforms=transforms),
-            stages,
-            stages,
+            keys,
+            values,
             plgpu.SMEM((2, ROWS, self.store_width), self.dtype),
             plgpu.Barrier(num_barriers=2),
-            plgpu.Barrier(num_barriers=num_tiles, num_arrivals=self.copies_per_tile),
+            plgpu.Barrier(num_barriers=num_tiles, num_arrivals=1 if self.widens else self.copies_per_tile),
             plgpu.Barrier(num_barriers=num_tiles, num_arrivals=2),
             plgpu.Barrier(num_arrivals=2),
+            *(self._landings() if self.widens else ()),
+        ]
+
+    def _landings(self) -> list[Any]:
+        return [
+            landing(self.num_landings, self.key_tile, self.head_dim, self.pool_dtype),
+            plgpu.Barrier(num_barriers=self.num_landings, num_arrivals=self.copies_per_tile),
         ]
 
 
@@ -108,6 +134,8 @@ class PrefillRefs(NamedTuple):
     ready: Any  # a barrier a stage of keys, then one a stage of values: two arrays would take two registers
     read: Any
     turn: Any  # both multiplying warpgroups meet here when the tensor cores change hands
+    landing: Any = None  # of an 8-bit pool: where its tiles arrive
+    landed: Any = None
 
 
 def count_pieces(shape: PrefillShape, refs: PrefillRefs) -> Array:

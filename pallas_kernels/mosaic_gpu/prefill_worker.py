@@ -12,7 +12,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
 from pallas_kernels.mosaic_gpu.prefill_launch import ROWS, PrefillRefs, PrefillShape, count_pieces, piece
-from pallas_kernels.mosaic_gpu.prefill_plan import ALIGNMENT
+from pallas_kernels.mosaic_gpu.prefill_plan import ALIGNMENT, PrefillItem
+from pallas_kernels.mosaic_gpu.widen import widen
 
 _KEYS, _VALUES = 0, 1  # where they lie in a page
 _MASKED = -1e30
@@ -50,6 +51,10 @@ def _fetch_all(shape: PrefillShape, refs: PrefillRefs) -> None:
         item, unit = piece(shape, refs, turn)
         kv_head = lax.div(shape.head(unit, 0), shape.num_heads // shape.num_kv_heads)
 
+        if shape.widens:
+            _widen_piece(shape, refs, item, kv_head, done)
+            return done + item.num_tiles
+
         def fetch_tile(step, _):
             tile, slot = item.first_tile - done + step, lax.rem(step, shape.num_stages)
             pages = _pages(shape, refs, item.row, tile)
@@ -70,16 +75,55 @@ def _fetch_all(shape: PrefillShape, refs: PrefillRefs) -> None:
     lax.fori_loop(jnp.maximum(done - shape.num_stages, 0), done, lambda step, _: wait_until_read(step), None)
 
 
+def _widen_piece(shape: PrefillShape, refs: PrefillRefs, item: PrefillItem, kv_head: Array, done: Array) -> None:
+    """Fetch and widen the tiles of one piece. While one is widened the next is on its way."""
+    last_step = done + item.num_tiles
+
+    def place(which):
+        return which % shape.num_landings
+
+    def fetch(which, step):
+        @pl.when(step < last_step)
+        def _():
+            tile = item.first_tile - done + step
+            target, ready = refs.landing.at[place(which)], refs.landed.at[place(which)]
+            _fetch_few_at_once(shape, refs, item.row, (which, kv_head), tile, target, ready)
+
+    def widen_tile(step, _):
+        slot = lax.rem(step, shape.num_stages)
+        for which, smem in ((_KEYS, refs.k_smem), (_VALUES, refs.v_smem)):
+            barrier = shape.barrier(which, step)
+            plgpu.barrier_wait(refs.landed.at[place(which)])
+
+            @pl.when(step >= shape.num_stages)
+            def _(barrier=barrier):
+                plgpu.barrier_wait(refs.read.at[barrier])
+
+            rows_at_once = 2048 // min(shape.head_dim, 128)  # registers are few here
+            widen(refs.landing.at[place(which)], smem.at[slot], rows_at_once=rows_at_once, interpret=shape.interpret)
+            plgpu.commit_smem()  # all four warps have read the one and written the other
+            plgpu.barrier_arrive(refs.ready.at[barrier])
+            if shape.num_landings == 2:
+                fetch(which, step + 1)
+            else:
+                fetch(*((_VALUES, step) if which == _KEYS else (_KEYS, step + 1)))
+
+    for which in (_KEYS, _VALUES)[: shape.num_landings]:
+        fetch(which, done)
+    lax.fori_loop(done, last_step, widen_tile, None)
+
+
 def _pages(shape: PrefillShape, refs: PrefillRefs, row: Array, tile: Array) -> list[Array]:
     """The pages that hold a tile of keys."""
     if shape.page_size <= shape.key_tile:
         columns = [tile * shape.copies_per_tile + copy for copy in range(shape.copies_per_tile)]
     else:
         columns = [lax.div(tile * shape.key_tile, shape.page_size)]
-    return [
-        jnp.clip(refs.table[row, jnp.minimum(column, shape.num_columns - 1)], 0, shape.num_pages - 1)
-        for column in columns
-    ]
+    return [_page(shape, refs, row, column) for column in columns]
+
+
+def _page(shape: PrefillShape, refs: PrefillRefs, row: Array, column: Array) -> Array:
+    return jnp.clip(refs.table[row, jnp.minimum(column, shape.num_columns - 1)], 0, shape.num_pages - 1)
 
 
 def _fetch(shape: PrefillShape, refs: PrefillRefs, pages: Sequence[Array], where, tile, smem, ready) -> None:
@@ -90,6 +134,25 @@ def _fetch(shape: PrefillShape, refs: PrefillRefs, pages: Sequence[Array], where
             first = lax.rem(tile * shape.key_tile, shape.page_size)
             source, target = refs.pool.at[page, *where, pl.ds(first, shape.key_tile)], smem
         plgpu.copy_gmem_to_smem(source, target, ready)
+
+
+def _fetch_few_at_once(shape: PrefillShape, refs: PrefillRefs, row: Array, where, tile: Array, smem, ready) -> None:
+    """Beside widening there are no registers for the pages of a whole tile of small ones."""
+    at_once = 4
+    if shape.copies_per_tile <= at_once:
+        _fetch(shape, refs, _pages(shape, refs, row, tile), where, tile, smem, ready)
+        return
+
+    def fetch_some(turn, _):
+        copies = [turn * at_once + i for i in range(at_once)]
+        pages = [_page(shape, refs, row, tile * shape.copies_per_tile + copy) for copy in copies]
+        for copy, page in zip(copies, pages, strict=True):
+            first = pl.multiple_of(copy * shape.page_size, shape.page_size)
+            plgpu.copy_gmem_to_smem(refs.pool.at[page, *where], smem.at[pl.ds(first, shape.page_size)], ready)
+
+    # A bound that is always the first, but not to the compiler, which would unroll the loop and run out of registers.
+    num_turns = jnp.minimum(shape.copies_per_tile // at_once, tile + shape.copies_per_tile)
+    lax.fori_loop(0, num_turns, fetch_some, None)
 
 
 def _attend_all(shape: PrefillShape, refs: PrefillRefs) -> None:
@@ -179,7 +242,7 @@ def _step(
     weights = jnp.exp2(scores * factor - lax.broadcast_in_dim(new_top, scores.shape, [0]))
     acc = acc * lax.broadcast_in_dim(keep, acc.shape, [0])
     total = total * keep + weights.sum(axis=1)
-    weights16 = weights.astype(shape.dtype)
+    weights16 = weights.astype(shape.value_dtype)
     # Nothing of the softmax may move behind the other warpgroup's turn.
     acc, total, new_top, weights16 = lax.optimization_barrier((acc, total, new_top, weights16))
     plgpu.barrier_arrive(refs.turn)

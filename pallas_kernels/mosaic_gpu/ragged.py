@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 from pallas_kernels.mosaic_gpu.decode import decode_attention
 from pallas_kernels.mosaic_gpu.decode_launch import TILE
 from pallas_kernels.mosaic_gpu.prefill import prefill_attention
+from pallas_kernels.mosaic_gpu.widen import is_narrow
 from pallas_kernels.tuning import decode_config, prefill_config
 
 HEAD_DIMS = (64, 128, 256)
@@ -22,8 +23,11 @@ def unsupported(q: Typed, pool: Typed) -> str | None:
     The head size is the pool's: queries arrive padded to it.
     """
     page_size, head_dim = pool.shape[3:]
-    if q.dtype not in (jnp.bfloat16, jnp.float16) or pool.dtype != q.dtype:
-        return f"queries of {q.dtype} over a pool of {pool.dtype}: both must be bfloat16 or both float16"
+    if q.dtype not in (jnp.bfloat16, jnp.float16) or not (pool.dtype == q.dtype or is_narrow(pool.dtype)):
+        return (
+            f"queries of {q.dtype} over a pool of {pool.dtype}: queries must be bfloat16 or float16, "
+            "the pool the same or float8_e4m3fn or float8_e5m2"
+        )
     if head_dim not in HEAD_DIMS:
         return f"a pool of head size {head_dim}: must be one of {HEAD_DIMS}, the next above the queries'"
     if page_size % 8 or (TILE % page_size and page_size % TILE):

@@ -29,12 +29,13 @@ def test_wider_heads(name: str, head_dim: int, wider: int, implementation: str) 
     close(ragged_paged_attention(q, pool, *rest, scale=head_dim**-0.5, implementation=implementation), want, used)
 
 
-@pytest.mark.parametrize("implementation", ["jax_triton", "xla", "auto"], indirect=True)
+@pytest.mark.parametrize("implementation", ["mosaic_gpu", "jax_triton", "xla", "auto"], indirect=True)
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
 @pytest.mark.parametrize("pool_dtype", [jnp.float8_e4m3fn, jnp.float8_e5m2])
 @pytest.mark.parametrize("name", ["decode_page_borders", "mixed"])
-def test_8_bits_with_scales(name: str, pool_dtype: Any, implementation: str) -> None:
+def test_8_bits_with_scales(name: str, pool_dtype: Any, head_dim: int, implementation: str) -> None:
     scales = head_scales(2)
-    shape = {"heads": 8, "kv_heads": 2, "head_dim": 128, "dtype": jnp.bfloat16, "pool_dtype": pool_dtype}
+    shape = {"heads": 8, "kv_heads": 2, "head_dim": head_dim, "dtype": jnp.bfloat16, "pool_dtype": pool_dtype}
     arrays, used = make_case(**CASES[name], **shape, pool_scale_2K=scales)
     want = ragged_paged_attention(*dequantised(arrays, scales), scale=0.1, implementation="reference")
     got = ragged_paged_attention(*arrays, pool_scale_2K=scales, scale=0.1, implementation=implementation)

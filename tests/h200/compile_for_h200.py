@@ -79,7 +79,7 @@ def lower_kernel(placement: jax.sharding.Sharding, case: dict[str, Any]) -> jax.
     )
     return jax.jit(attend).lower(
         spec((case["num_tokens"], case["heads"], head_dim), case["dtype"]),
-        spec((1000, 2, case["kv_heads"], page_size, head_dim), case["dtype"]),
+        spec((1000, 2, case["kv_heads"], page_size, head_dim), case["pool_dtype"] or case["dtype"]),
         spec((rows, 8192 // page_size)),
         spec((rows,)),
         spec((rows + 1,)),

@@ -11,6 +11,7 @@ from jaxserve.core.config import EngineArgs, EngineConfig
 from jaxserve.core.model_config import model_config_from_hf
 from jaxserve.runner.device import Device
 from jaxserve.runner.resolve import resolve
+from pallas_kernels.mosaic_gpu.widen import NARROW_DTYPES
 
 LLAMA_8B: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -47,6 +48,7 @@ LLAMA_HEADS: dict[str, Any] = dict(
     head_dim=128,
     page_size=64,
     dtype=jnp.bfloat16,
+    pool_dtype=None,  # the queries'
     window=None,
     softcap=None,
 )
@@ -61,6 +63,18 @@ def _variants() -> dict[str, dict[str, Any]]:
     }
     cases |= {f"group_{n}": dict(heads=8 * n) for n in (1, 2, 7, 16)}
     cases |= {f"float16_head_{head}": dict(dtype=jnp.float16, head_dim=head) for head in (64, 128, 256)}
+    cases |= {
+        f"{jnp.dtype(pool).name}_{'bfloat16' if dtype == jnp.bfloat16 else 'float16'}_head_{head}": dict(
+            pool_dtype=pool, dtype=dtype, head_dim=head
+        )
+        for pool in NARROW_DTYPES
+        for dtype in (jnp.bfloat16, jnp.float16)
+        for head in (64, 128, 256)
+    }
+    narrow: dict[str, Any] = dict(pool_dtype=jnp.float8_e4m3fn)
+    cases |= {f"float8_page_{page}": narrow | dict(page_size=page) for page in (8, 16, 32, 128)}
+    cases |= {f"float8_group_{n}": narrow | dict(heads=8 * n) for n in (1, 7, 16)}
+    cases |= {"float8_both": narrow | dict(window=100, softcap=30.0)}
     cases |= {"window": dict(window=4096), "softcap": dict(softcap=30.0), "both": dict(window=100, softcap=30.0)}
     cases |= {"one_row": dict(num_rows=1, num_tokens=1), "rows_256": dict(num_rows=256, num_tokens=256)}
     # The kernel of prompt chunks beside that of single queries.

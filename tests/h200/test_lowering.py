@@ -20,10 +20,12 @@ _TURNS = zip(
     strict=False,
 )
 CASES = [(*each, *turn) for each, turn in zip(_MATRIX, _TURNS, strict=False)]
+_POOLS = (None, jnp.float8_e4m3fn, jnp.float8_e5m2)  # None: the queries' dtype
 
 
+@pytest.mark.parametrize("pool_dtype", _POOLS, ids=str)
 @pytest.mark.parametrize(("page_size", "head_dim", "dtype", "group", "window", "softcap", "num_rows"), CASES)
-def test_the_contract_lowers(page_size, head_dim, dtype, group, window, softcap, num_rows):
+def test_the_contract_lowers(page_size, head_dim, dtype, group, window, softcap, num_rows, pool_dtype):
     attend = partial(
         ragged_paged_attention,
         scale=head_dim**-0.5,
@@ -37,7 +39,7 @@ def test_the_contract_lowers(page_size, head_dim, dtype, group, window, softcap,
 
     traced = jax.jit(attend).trace(
         spec(num_rows, 2 * group, head_dim, dtype=dtype),
-        spec(40, 2, 2, page_size, head_dim, dtype=dtype),
+        spec(40, 2, 2, page_size, head_dim, dtype=pool_dtype or dtype),
         spec(num_rows, 9),
         spec(num_rows),
         spec(num_rows + 1),

@@ -31,13 +31,16 @@ CASES: dict[str, tuple[list[int], int, int, dict[str, Any]]] = {
     "more_workers_than_tiles": ([10, 70], 3, 9, {}),
     "a_group_of_one": ([70, 200], 1, 3, {"heads": 2}),  # too small for 128 threads: padded
     "a_group_of_twelve": ([70, 200], 1, 3, {"heads": 12, "kv_heads": 1}),  # no whole tiles of 8: padded
+    "e4m3": ([100, 3, 64, 65], 2, 3, {"pool_dtype": jnp.float8_e4m3fn}),
+    "e5m2_in_parts": ([200, 190], 0, 7, {"pool_dtype": jnp.float8_e5m2, "page_size": 64}),
+    "e4m3_float16": ([130, 257], 1, 3, {"pool_dtype": jnp.float8_e4m3fn, "dtype": jnp.float16, "head_dim": 128}),
     "all_rows_idle": ([], 3, 4, {}),
 }
 
 
 def attend(lens: list[int], num_idle: int, num_workers: int, **options: Any) -> tuple[np.ndarray, np.ndarray, Any]:
     """The kernel's result, the reference's in float32, and the counters after the call."""
-    shape: dict[str, Any] = dict(page_size=16, heads=4, kv_heads=2, head_dim=64, dtype=jnp.bfloat16)
+    shape: dict[str, Any] = dict(page_size=16, heads=4, kv_heads=2, head_dim=64, dtype=jnp.bfloat16, pool_dtype=None)
     shape |= {name: options.pop(name) for name in shape.keys() & options.keys()}
     rows = len(lens) + num_idle
     arrays, _ = make_case([1] * len(lens), lens or [0], num_rows=rows, num_tokens=rows, **shape)

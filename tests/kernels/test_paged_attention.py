@@ -112,7 +112,7 @@ def test_the_hopper_kernel_is_refused_by_name_and_not_chosen_where_it_cannot_run
         ragged_paged_attention(*arrays, scale=1.0, implementation="mosaic_gpu")
     for options, reason in (
         ({"head_dim": 96}, "a pool of head size 96"),
-        ({"head_dim": 128, "pool_dtype": jnp.float8_e4m3fn}, "over a pool of float8_e4m3fn"),
+        ({"head_dim": 128, "pool_dtype": jnp.float32}, "over a pool of float32"),
         ({"head_dim": 128, "page_size": 48}, "pages of 48"),
         ({"head_dim": 128, "heads": 32, "kv_heads": 1}, "32 query heads"),
     ):
@@ -194,6 +194,8 @@ def test_what_is_written_with_scales_is_read_with_them():
         (80, 80, {"capability": None}),
         (80, 80, {"dtype": jnp.float32}),
         (80, 80, {"pool_dtype": jnp.float16}),
+        (80, 128, {"pool_dtype": jnp.float8_e4m3fn}),
+        (80, 128, {"pool_dtype": jnp.float8_e5m2}),
         (80, 80, {"page_size": 48}),
         (80, 80, {"heads": 40}),
     ],

@@ -24,6 +24,9 @@ CASES: dict[str, tuple[list[int], list[int], int, dict[str, Any]]] = {
     "a_worker_many_tiles": ([130, 40], [300, 40], 1, {}),
     "heads_not_in_pairs": ([150], [200], 2, {"heads": 2}),
     "window": ([100], [300], 2, {"sliding_window": 50}),
+    "e4m3": ([1, 70, 20], [30, 200, 20], 2, {"page_size": 16, "pool_dtype": jnp.float8_e4m3fn}),
+    "e5m2_many_tiles": ([130, 40], [300, 40], 1, {"pool_dtype": jnp.float8_e5m2, "dtype": jnp.float16}),
+    "e4m3_wide_heads": ([70], [200], 1, {"pool_dtype": jnp.float8_e4m3fn, "head_dim": 256}),
     "cap": ([70], [90], 2, {"logit_softcap": 5.0}),
 }
 
@@ -31,7 +34,7 @@ CASES: dict[str, tuple[list[int], list[int], int, dict[str, Any]]] = {
 @pytest.mark.parametrize("name", CASES)
 def test_like_the_definition_and_free_of_races(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     query_lens, context_lens, num_workers, options = CASES[name]
-    shape: dict[str, Any] = dict(page_size=64, heads=4, kv_heads=2, head_dim=64, dtype=jnp.bfloat16)
+    shape: dict[str, Any] = dict(page_size=64, heads=4, kv_heads=2, head_dim=64, dtype=jnp.bfloat16, pool_dtype=None)
     options = {"sliding_window": None, "logit_softcap": None, "scale": 0.3} | options
     shape |= {name: options.pop(name) for name in shape.keys() & options.keys()}
     num_tokens = -(-(sum(query_lens) + 5) // 8) * 8

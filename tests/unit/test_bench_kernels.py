@@ -42,6 +42,18 @@ def test_the_command_line_says_why_a_kernel_failed(
     assert "off by" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("pool_dtype", ["float8_e4m3fn", "float8_e5m2"])
+def test_a_pool_of_8_bits_is_counted_by_its_bytes(pool_dtype: str, tmp_path: Path) -> None:
+    out = tmp_path / "records.json"
+    cases = ["--case", "1x9", "--case", "8@16", "--implementation", "xla", "--pool-dtype", pool_dtype]
+    kernels.main([*SMALL, *cases, "--out", str(out)])
+    decode, chunk = (json.loads(line) for line in out.read_text().splitlines())
+    assert decode["pool_dtype"] == chunk["pool_dtype"] == pool_dtype
+    read = 9 * 2 * 2 * 16
+    assert decode["gbps"] == pytest.approx(read / decode["median_ms"] / 1e6, abs=0.06)
+    assert kernels.make_inputs("1x9", kernels.parser().parse_args([*SMALL, *cases]))[1][0].dtype == pool_dtype
+
+
 def test_ragged_lengths_stay_between_half_and_whole() -> None:
     args = kernels.parser().parse_args(SMALL)
     lens = kernels.make_inputs("20x64r", args)[3]
