@@ -189,9 +189,10 @@ def _segment(
 
 def _widen_tile(shape: DecodeShape, refs: DecodeRefs, slot: Array) -> None:
     """Afterwards the stage may be filled again."""
+    rows_at_once = TILE if shape.head_dim <= 128 else 16  # the accumulator of wide heads leaves few registers
     for stages, ready, wide in ((refs.k_smem, refs.k_ready, refs.k_wide), (refs.v_smem, refs.v_ready, refs.v_wide)):
         plgpu.barrier_wait(ready.at[slot])
-        widen(stages.at[slot], wide, rows_at_once=TILE, interpret=shape.interpret)
+        widen(stages.at[slot], wide, rows_at_once=rows_at_once, interpret=shape.interpret)
     plgpu.commit_smem()
 
 
