@@ -59,33 +59,11 @@ def tiled_paged_attention(
     context = _make_context(pool_P2KZH, page_table_BM, sliding_window, logit_softcap)
     num_rows = page_table_BM.shape[0]
     single_context_lens_B = jnp.where(jnp.arange(num_rows) < row_counts[0], context_lens_B, 0)
-    single_BNH = _single_queries(context, q_TNH[:num_rows].astype(jnp.float32) * scale, single_context_lens_B)
-    if q_TNH.shape[0] == num_rows:
-        return single_BNH.astype(q_TNH.dtype)
-    return tiled_chunk_attention(
-        single_BNH, q_TNH, pool_P2KZH, page_table_BM, context_lens_B, query_starts, row_counts,
-        scale=scale, sliding_window=sliding_window, logit_softcap=logit_softcap,
-    )  # fmt: skip
-
-
-def tiled_chunk_attention(
-    single_BNH: Float[Array, "B N H"],
-    q_TNH: Float[Array, "T N H"],
-    pool_P2KZH: Float[Array, "P 2 K Z H"],
-    page_table_BM: Int[Array, "B M"],
-    context_lens_B: Int[Array, " B"],
-    query_starts: Int[Array, " B+1"],
-    row_counts: Int[Array, " 2"],
-    *,
-    scale: float,
-    sliding_window: int | None,
-    logit_softcap: float | None,
-) -> Float[Array, "T N H"]:
-    """The outputs of rows of one query, worked out by any implementation, joined by those of the other rows."""
-    context = _make_context(pool_P2KZH, page_table_BM, sliding_window, logit_softcap)
-    out_TNH = jnp.zeros(q_TNH.shape, jnp.float32).at[: single_BNH.shape[0]].set(single_BNH.astype(jnp.float32))
     scaled_TNH = q_TNH.astype(jnp.float32) * scale
-    out_TNH = _query_chunks(context, scaled_TNH, out_TNH, context_lens_B, query_starts, row_counts)
+    out_TNH = _single_queries(context, scaled_TNH[:num_rows], single_context_lens_B)
+    if q_TNH.shape[0] > num_rows:
+        out_TNH = jnp.zeros(q_TNH.shape, jnp.float32).at[:num_rows].set(out_TNH)
+        out_TNH = _query_chunks(context, scaled_TNH, out_TNH, context_lens_B, query_starts, row_counts)
     return out_TNH.astype(q_TNH.dtype)
 
 

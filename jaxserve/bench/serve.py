@@ -57,9 +57,7 @@ def run(args: ServeArgs, dataset: DatasetArgs, argv: Sequence[str]) -> int:
     tokens = TokenSource(args, target)
     items = make_dataset(dataset, tokens.vocab_size, args.seed, lambda: tokens.encode)
     _check_fits(items, target)
-    # As long as the first one, of other tokens: the prefix cache must not know any request beforehand.
-    trial_ids = random_ids(len(items[0].prompt_token_ids), tokens.vocab_size, np.random.default_rng([args.seed, 2]))
-    trial = WorkItem(trial_ids, items[0].num_output_tokens)
+    trial = _trial(items[0], tokens.vocab_size, args.seed)
 
     timelines, duration_s, cpu_s = asyncio.run(_measure(args, target, headers, tokens, items, trial))
     figures = metrics.summarise(timelines, duration_s, percentiles, goodput_ms, names)
@@ -102,6 +100,12 @@ def run(args: ServeArgs, dataset: DatasetArgs, argv: Sequence[str]) -> int:
         report.write(path, result, args.append_result)
         say(f"written: {path}")
     return 0 if figures["completed"] else 1
+
+
+def _trial(item: WorkItem, vocab_size: int, seed: int) -> WorkItem:
+    """As long as a real request, of other tokens: the prefix cache must not know any request beforehand."""
+    token_ids = random_ids(len(item.prompt_token_ids), vocab_size, np.random.default_rng([seed, 2]))
+    return WorkItem(token_ids, item.num_output_tokens)
 
 
 def find_target(args: ServeArgs, headers: Mapping[str, str]) -> Target:
