@@ -17,6 +17,7 @@ from pallas_kernels.mosaic_gpu.widen import widen
 
 _KEYS, _VALUES = 0, 1  # where they lie in a page
 _MASKED = -1e30
+_LOWEST = -1e20  # where maxima start: above a masked score times any factor, so that a wholly masked tile weighs 0
 _LOG2_E = math.log2(math.e)
 _Carry = tuple[Array, Array, Array]  # weighted sum of values, maximum (of log2), sum of weights
 
@@ -206,7 +207,7 @@ def _attend(shape: PrefillShape, refs: PrefillRefs, turn: Array, done: Array) ->
 
     plgpu.barrier_wait(refs.q_ready.at[_warpgroup()])
     pl.when(item.num_tiles > 0)(lambda: plgpu.barrier_wait(refs.ready.at[shape.barrier(_KEYS, done)]))
-    carry = (_full((ROWS, shape.head_dim), 0.0), _rows_full(_MASKED), _rows_full(0.0))
+    carry = (_full((ROWS, shape.head_dim), 0.0), _rows_full(_LOWEST), _rows_full(0.0))
     first_masked = done
     if shape.sliding_window is None:
         first_masked = done + item.masked_tile - item.first_tile
