@@ -1,9 +1,15 @@
 """Log probabilities of the raw model distribution (natural log, before any penalty or filter)."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
+
+_MOST_PASSES = 64  # over the logits: a longer list is sorted
+_NOTHING = (np.float32(-np.inf), np.iinfo(np.int32).max)
 
 
 def token_logprobs(
@@ -32,5 +38,42 @@ def _top(logits_TV: Float[Array, "T V"], num: int) -> tuple[Float[Array, "T K"],
     if num == 0:
         empty_T0 = logits_TV[:, :0]
         return empty_T0, empty_T0.astype(jnp.int32)
+    by_passes = top_by_passes if num <= _MOST_PASSES else _top_sorted
+    return lax.platform_dependent(logits_TV, cpu=partial(_top_sorted, num=num), default=partial(by_passes, num=num))
+
+
+def _top_sorted(logits_TV: Array, num: int) -> tuple[Array, Array]:
     values_TK, ids_TK = lax.top_k(logits_TV, num)
     return values_TK, ids_TK.astype(jnp.int32)
+
+
+def top_by_passes(logits_TV: Float[Array, "T V"], num: int) -> tuple[Float[Array, "T K"], Int[Array, "T K"]]:
+    """`lax.top_k` by one pass for each of the num best. Rows of NaN give values without meaning.
+
+    On a GPU XLA has a library sort instead, which a command buffer cannot hold: the whole step would fall
+    apart into launches with the host waiting between them, also where nobody asks for log probabilities.
+    """
+    vocab_size = logits_TV.shape[-1]
+    ids_TV = lax.broadcasted_iota(jnp.int32, logits_TV.shape, 1)
+
+    def better(one: tuple[Array, Array], other: tuple[Array, Array]) -> tuple[Array, Array]:
+        (value, i), (other_value, other_i) = one, other
+        is_first = (value > other_value) | ((value == other_value) & (i < other_i))
+        return jnp.where(is_first, value, other_value), jnp.where(is_first, i, other_i)
+
+    def take_next(place: Array, found: tuple[Array, ...]) -> tuple[Array, ...]:
+        value_T, id_T, values_TK, list_TK = found
+        is_equal_TV = logits_TV == value_T[:, None]
+        is_left_TV = (logits_TV < value_T[:, None]) | (is_equal_TV & (ids_TV > id_T[:, None]))
+        values_TV = jnp.where(is_left_TV, logits_TV, -jnp.inf)
+        value_T, id_T = lax.reduce((values_TV, jnp.where(is_left_TV, ids_TV, vocab_size)), _NOTHING, better, (1,))
+        # Selected, not sliced into place: a slice that moves is not for a command buffer either.
+        is_here_K = jnp.arange(num) == place
+        values_TK = jnp.where(is_here_K, value_T[:, None], values_TK)
+        return value_T, id_T, values_TK, jnp.where(is_here_K, id_T[:, None], list_TK)
+
+    num_rows = logits_TV.shape[0]
+    first = (jnp.full(num_rows, jnp.inf, logits_TV.dtype), jnp.full(num_rows, -1, jnp.int32))
+    lists = (jnp.zeros((num_rows, num), logits_TV.dtype), jnp.zeros((num_rows, num), jnp.int32))
+    _, _, values_TK, list_TK = lax.fori_loop(0, num, take_next, first + lists)
+    return values_TK, jnp.minimum(list_TK, vocab_size - 1)

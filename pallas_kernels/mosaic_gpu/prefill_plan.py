@@ -78,8 +78,16 @@ def plan_prefill(
     masked_tile_I = jnp.clip((first_position_I + 1) // key_tile, first_tile_I, first_tile_I + num_tiles_I)
     is_item_I = items_I < ends_R[-1]
     items_IJ = jnp.stack([first_I, start_I, stop_I, offset_I, row_I, first_tile_I, masked_tile_I, num_tiles_I], axis=-1)
-    order_I = jnp.argsort(jnp.where(is_item_I, -num_tiles_I, 1), stable=True)
+    order_I = _longest_first(jnp.where(is_item_I, num_tiles_I, -1))
     return PrefillPlan(items_IJ[order_I].astype(jnp.int32), ends_R[-1:].astype(jnp.int32))
+
+
+def _longest_first(lengths_I: Int[Array, " I"]) -> Int[Array, " I"]:
+    """A stable argsort by counting: on a GPU XLA has a library sort, which a command buffer cannot hold."""
+    items_I = jnp.arange(len(lengths_I))
+    is_before_IJ = lengths_I[None] > lengths_I[:, None]
+    is_before_IJ |= (lengths_I[None] == lengths_I[:, None]) & (items_I[None] < items_I[:, None])
+    return jnp.zeros_like(items_I).at[is_before_IJ.sum(-1)].set(items_I, unique_indices=True)
 
 
 def max_items(num_rows: int, num_tokens: int, query_tile: int) -> int:

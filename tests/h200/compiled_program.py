@@ -79,6 +79,10 @@ class Program:
         """Calls of kernels of ours."""
         return self._hlo.count('custom_call_target="mosaic_gpu')
 
+    @cached_property
+    def num_sorts(self) -> int:
+        return len(re.findall(r"\bsort\(", self._hlo))
+
     def between_layers(self, num_layers: int) -> list[Launch]:
         """What runs from the end of the middle layer's kernels of ours to the end of the next layer's."""
         ours = [i for i, launch in enumerate(self.launches) if launch.is_ours]

@@ -30,6 +30,12 @@ def test_a_step_is_one_command_buffer(step):
     assert [launch.kind for launch in outside] == ["kCommandBuffer"], outside
 
 
+def test_nothing_is_sorted(step):
+    """Where a GPU is, XLA has a library sort, which no command buffer holds: the host would read conditions between
+    launches after all. Compiling without a GPU cannot show that."""
+    assert step.num_sorts == 0
+
+
 def test_the_pool_is_written_in_place(step, config):
     model, cache = config.model, config.cache
     made = step.made(cache.num_pages, 2, model.num_kv_heads, cache.page_size, model.head_dim)

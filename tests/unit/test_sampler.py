@@ -10,7 +10,7 @@ from sampling_batches import fresh_state, load, load_row_jit, make_batch, sample
 
 from jaxserve.core.params import SamplingParams
 from jaxserve.sampling.batch import SamplingBatch
-from jaxserve.sampling.logprobs import token_logprobs
+from jaxserve.sampling.logprobs import token_logprobs, top_by_passes
 from jaxserve.sampling.rows import RowSampling
 from jaxserve.sampling.state import empty_state, load_bias
 
@@ -224,6 +224,20 @@ def test_token_logprobs_of_the_whole_vocabulary_and_of_none() -> None:
     _, _, top_ids_TK, top_logprobs_TK = token_logprobs(logits_TV, ids_T, 99)
     assert np.sort(top_ids_TK).tolist() == [list(range(10))] * 2
     np.testing.assert_allclose(np.exp(top_logprobs_TK).sum(-1), 1.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("num", [1, 5, 20])
+@pytest.mark.parametrize("kind", ["normal", "ties", "forbidden", "nothing_left"])
+def test_a_list_by_passes_is_the_sorted_one(kind: str, num: int) -> None:
+    rng = np.random.default_rng(num)
+    logits_TV = rng.normal(size=(7, 40)) if kind == "normal" else rng.integers(-3, 3, (7, 40))
+    logits_TV = logits_TV.astype(np.float32)
+    if kind == "forbidden":
+        logits_TV[rng.random(logits_TV.shape) < 0.8] = -np.inf
+    if kind == "nothing_left":
+        logits_TV[:] = -np.inf
+    for got, want in zip(top_by_passes(logits_TV, num), jax.lax.top_k(logits_TV, num), strict=True):
+        np.testing.assert_array_equal(got, want)
 
 
 def test_rows_are_loaded_cleared_and_never_written_out_of_range() -> None:
