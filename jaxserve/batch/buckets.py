@@ -39,10 +39,12 @@ def make_grid(max_num_seqs: int, max_num_batched_tokens: int) -> BucketGrid:
     """Decode buckets of 1, 2, 4, … rows; mixed ones of 16, 32, … tokens with rows for half as many requests.
 
     Padding costs at most twice the tokens, and the output head runs for at most half as many rows as
-    there are tokens.
+    there are tokens. From 512 tokens on, where a GPU's time is in proportion to the tokens and not to the
+    weights read, there is a size between any two, and padding costs at most half.
     """
     decode = tuple(Bucket(n, n) for n in _doubling(1, max_num_seqs))
-    sizes = _doubling(16, max(max_num_batched_tokens, 16))
+    doubled = _doubling(16, max(max_num_batched_tokens, 16))
+    sizes = sorted({*doubled, *(3 * size // 2 for size in doubled if 512 <= size and 3 * size // 2 < doubled[-1])})
     mixed = {Bucket(tokens, min(max_num_seqs, tokens // 2)) for tokens in sizes}
     mixed.add(Bucket(sizes[-1], min(max_num_seqs, sizes[-1] - 1)))  # whatever the budget allows
     return BucketGrid(decode, tuple(sorted(mixed)))

@@ -21,6 +21,13 @@ def test_every_possible_step_has_a_bucket(max_num_seqs, budget):
                 assert bucket.num_rows >= rows and bucket.num_tokens >= tokens and not bucket.is_decode
 
 
+def test_padding_costs_at_most_half_of_a_large_step_and_as_much_again_of_a_small_one():
+    grid = make_grid(256, 8192)
+    for tokens in range(2, 8193):
+        padding = grid.pick(1, tokens).num_tokens - tokens
+        assert padding <= (tokens // 2 if tokens >= 512 else max(tokens, 15))
+
+
 def test_more_than_the_grid_holds_is_our_own_bug():
     with pytest.raises(AssertionError, match="no bucket"):
         make_grid(4, 16).pick(5, 5)
