@@ -84,8 +84,10 @@ def check_writable(path: str | Path | None) -> None:
         raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
 
 
-def serving_table(result: Mapping[str, Any], names: Sequence[str]) -> str:
-    """The table that vLLM's bench prints; '-' where nothing was measured."""
+def serving_table(
+    result: Mapping[str, Any], names: Sequence[str], kinds: Mapping[str, Mapping[str, Any]] | None = None
+) -> str:
+    """The table that vLLM's bench prints; '-' where nothing was measured. kinds: parts of it again, by name."""
     lines = [_centred(" Serving Benchmark Result ", "=")]
     rows = [
         ("Successful requests:", "completed"),
@@ -106,12 +108,22 @@ def serving_table(result: Mapping[str, Any], names: Sequence[str]) -> str:
     shown = [(label, key) for label, key in rows if key not in optional or result[key] not in (None, "inf")]
     lines += [_row(label, result[key]) for label, key in shown]
     for name in names:
-        lines.append(_centred(_NAMES[name], "-"))
-        for key, value in result.items():
-            if found := re.fullmatch(rf"(mean|median|p[\d.]+)_{name}_ms", key):
-                kind = found[1].capitalize()
-                lines.append(_row(f"{kind} {name.upper()} (ms):", value))
+        lines += [_centred(_NAMES[name], "-"), *_time_rows(result, name)]
+    for kind, figures in (kinds or {}).items():
+        lines.append(_centred(f"The {kind} requests alone", "-"))
+        some = ("completed", "request_goodput")
+        lines += [_row(label, figures[key]) for label, key in shown if key in some]
+        for name in names:
+            lines += _time_rows(figures, name)
     return "\n".join([*lines, "=" * _WIDTH])
+
+
+def _time_rows(figures: Mapping[str, Any], name: str) -> list[str]:
+    rows: list[str] = []
+    for key, value in figures.items():
+        if found := re.fullmatch(rf"(mean|median|p[\d.]+)_{name}_ms", key):
+            rows.append(_row(f"{found[1].capitalize()} {name.upper()} (ms):", value))
+    return rows
 
 
 def _centred(title: str, fill: str) -> str:
