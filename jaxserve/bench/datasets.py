@@ -50,6 +50,13 @@ def make_dataset(
             return _items(input_lens, output_lens, vocab_size, rng)
 
 
+def changed_flags(args: DatasetArgs) -> dict[str, Any]:
+    """What of the dataset was asked for in other words than the defaults; of a file its name alone."""
+    default = vars(DatasetArgs())
+    changed = {name: value for name, value in vars(args).items() if value != default[name]}
+    return changed | ({"dataset_path": Path(args.dataset_path).name} if args.dataset_path else {})
+
+
 def kinds_of(items: list[WorkItem]) -> list[str]:
     """The kinds of requests that are reported apart, in alphabetical order; empty where all are alike."""
     return sorted({item.kind for item in items} - {""})

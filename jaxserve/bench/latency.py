@@ -60,7 +60,7 @@ def run(args: LatencyArgs, engine: dict[str, Any], argv: Sequence[str]) -> int:
         shape = {name: getattr(args, name) for name in ("input_len", "output_len", "batch_size")}
         result = report.base("latency", argv) | {
             "device": report.device_name(info.device),
-            "model_id": info.model_path,
+            "model_id": report.model_name(info.model_path),
             "dtype": info.dtype,
             "kv_cache_dtype": info.kv_cache_dtype,
             "shape": shape | {"max_model_len": info.max_model_len, "max_num_seqs": info.max_num_seqs},

@@ -30,8 +30,31 @@ def base(benchmark: str, argv: Sequence[str]) -> dict[str, Any]:
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "commit": record.commit(),
         "versions": record.versions("jaxserve", "jax", "jaxlib", "flax", "numpy", "httpx", "jax-cuda13-plugin"),
-        "command": f"jaxserve bench {benchmark} {shlex.join(without_secrets(argv))}".rstrip(),
+        "command": command(benchmark, argv),
     }
+
+
+def command(benchmark: str, argv: Sequence[str]) -> str:
+    """As it was called, without keys and without folders: a record says nothing about where things lay."""
+    words = [flag + equals + _file_name(value) for flag, equals, value in map(_parts, without_secrets(argv))]
+    return f"jaxserve bench {benchmark} {shlex.join(words)}".rstrip()
+
+
+def model_name(model_path: str) -> str:
+    """The checkpoint's directory by its name alone; a hub id as it is."""
+    return _file_name(model_path)
+
+
+def _parts(word: str) -> tuple[str, str, str]:
+    """("--model", "=", "/a/b") of "--model=/a/b"; a word by itself is the third."""
+    flag, equals, value = word.partition("=")
+    return (flag, equals, value) if equals and word.startswith("--") else ("", "", word)
+
+
+def _file_name(text: str) -> str:
+    """Of an absolute path to something that is there, or in a folder that is, its last part; else the text."""
+    path = Path(text)
+    return path.name if len(path.parts) > 2 and path.is_absolute() and path.parent.is_dir() else text
 
 
 def device_name(device: str) -> str:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from jaxserve.bench import arrivals, metrics, record, report, server_meter
 from jaxserve.bench.commands import say
-from jaxserve.bench.datasets import Encode, describe, kinds_of, make_dataset, random_ids
+from jaxserve.bench.datasets import Encode, changed_flags, describe, kinds_of, make_dataset, random_ids
 from jaxserve.bench.flags import BACKENDS, DatasetArgs, ServeArgs
 from jaxserve.bench.load_generator import LoadGenerator, Prepared, run_load
 from jaxserve.bench.workload import WorkItem, read_vocab_size
@@ -71,8 +71,9 @@ def run(args: ServeArgs, dataset: DatasetArgs, argv: Sequence[str]) -> int:
         "backend": args.backend,
         "endpoint_type": args.backend,
         "base_url": target.base_url,
-        "model_id": target.model,
+        "model_id": report.model_name(target.model),
         "dataset_name": dataset.dataset_name,
+        "dataset_flags": changed_flags(dataset),
         "shape": describe(items),
         "seed": args.seed,
         "num_prompts": len(items),

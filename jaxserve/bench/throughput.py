@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxserve.bench import record, report
 from jaxserve.bench.commands import say
-from jaxserve.bench.datasets import Encode, describe, make_dataset
+from jaxserve.bench.datasets import Encode, changed_flags, describe, make_dataset
 from jaxserve.bench.flags import DatasetArgs, ThroughputArgs
 from jaxserve.bench.offline import run_pass
 from jaxserve.bench.workload import WorkItem, max_num_tokens
@@ -50,10 +50,12 @@ def run(args: ThroughputArgs, dataset: DatasetArgs, engine: dict[str, Any], argv
         limits = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "page_size", "num_pages")
         result = report.base("throughput", argv) | {
             "device": report.device_name(info.device),
-            "model_id": info.model_path,
+            "model_id": report.model_name(info.model_path),
             "dtype": info.dtype,
             "kv_cache_dtype": info.kv_cache_dtype,
             "dataset_name": dataset.dataset_name,
+            "dataset_flags": changed_flags(dataset),
+            "enable_prefix_caching": llm.args.enable_prefix_caching,
             "shape": describe(items) | {name: getattr(info, name) for name in limits},
             "elapsed_time": elapsed,
             "num_requests": len(items),

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from server_process import ServerProcess, metric
 
+from benchmarks.performance_sections import TABLES
+from benchmarks.performance_tables import sections
 from jaxserve.cli import main
 
 RECORD = {"benchmark", "date", "commit", "versions", "command", "shape", "model_id"}
@@ -44,6 +46,8 @@ def on(server: ServerProcess, *argv: str, code: int = 0) -> None:
 def record(path: Path, *more: str) -> dict[str, Any]:
     found = json.loads(path.read_text())
     assert set(found) >= RECORD | set(more)
+    section, *_ = sections(TABLES, [found | {"file": "benchmarks/cpu/record.json"}])  # each is shown in the docs
+    assert f"`{found['command']}`" in section and f"`{found['commit']}`" in section
     return found
 
 
