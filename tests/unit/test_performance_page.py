@@ -116,7 +116,7 @@ def test_implementations_of_a_case_are_neighbours_and_pools_apart() -> None:
         ("8x1024r", "mosaic_gpu"),
         ("8x1024", "mosaic_gpu"),
     ]
-    assert "NVIDIA H200, bfloat16 over a pool of float8_e4m3fn, heads 32, kv_heads 8." in page
+    assert "NVIDIA H200, bfloat16, heads 32, kv_heads 8, over a pool of float8_e4m3fn." in page
     assert page.count("## Decode attention on a GPU") == 1
 
 
@@ -134,7 +134,7 @@ def test_a_mixed_load_shows_the_short_requests_apart() -> None:
     assert "62 %, memory | 2026-11-25 `abc123` |" in head
     assert "`jaxserve bench serve --tokenizer llama-8b --dataset-name mixed`" in head
     kinds = [[cell.strip() for cell in line.split("|")] for line in apart.splitlines() if line.startswith("| jaxserve")]
-    assert [cells[3:6] + [cells[9]] for cells in kinds] == [
+    assert [[*cells[3:6], cells[9]] for cells in kinds] == [
         ["short", "180 / 170", "90", "12.50"],
         ["long", "8192 / 64", "10", "9.00"],
     ]
