@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxserve.bench import record
 from jaxserve.core.errors import ConfigError
+from jaxserve.demo import DEMO_MODEL_NAME, demo_checkpoint
 
 _WIDTH = 50
 _NAMES = {
@@ -42,7 +43,7 @@ def command(benchmark: str, argv: Sequence[str]) -> str:
 
 def model_name(model_path: str) -> str:
     """The checkpoint's directory by its name alone; a hub id as it is."""
-    return _file_name(model_path)
+    return DEMO_MODEL_NAME if model_path == str(demo_checkpoint()) else _file_name(model_path)
 
 
 def _parts(word: str) -> tuple[str, str, str]:

@@ -39,8 +39,8 @@ class StepFigures:
         return {
             "num_steps": self.num_steps,
             "step_ms": round(self.step_ms, 4),
-            "step_gbps": round(self.gbps, 1),
-            "step_tflops": round(self.tflops, 2),
+            "step_gbps": float(f"{self.gbps:.5g}"),
+            "step_tflops": float(f"{self.tflops:.4g}"),
             "floor_fraction": None if self.floor_fraction is None else round(self.floor_fraction, 4),
             "verdict": self.verdict,
             "verdict_share": None if self.verdict_share is None else round(self.verdict_share, 4),

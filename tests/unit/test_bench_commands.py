@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from jaxserve.bench import kernels, latency, serve, startup, throughput
+from jaxserve.bench import kernels, latency, report, serve, startup, throughput
 from jaxserve.bench.datasets import make_dataset
 from jaxserve.bench.flags import DatasetArgs
 from jaxserve.cli import main
+from jaxserve.demo import demo_checkpoint
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "benchmarks" / "README.md").read_text()
 COMMANDS = re.findall(r"`(jaxserve bench [^`]+)`", PAGE)
@@ -56,3 +57,17 @@ def test_lengths_are_those_of_the_table(asked: list[Any]) -> None:
     assert lengths(asked, "P: ") == {(2048, 128, 128)}
     assert lengths(asked, "L: ") == {(0, 32768, 256)}
     assert (0, 8192, 64) in lengths(asked, "M: ")
+
+
+def test_records_name_no_folders_and_no_keys(tmp_path: Path) -> None:
+    model = tmp_path / "llama-8b"
+    model.mkdir()
+    argv = ["--model", str(model), f"--output-json={tmp_path}/new.json", "--api-key", "secret", "--header=a=b"]
+    argv += ["--endpoint", "/v1/completions", "--base-url", "http://127.0.0.1:8000/v1", "--extra-body", '{"a": "/b"}']
+    assert report.command("serve", argv) == (
+        "jaxserve bench serve --model llama-8b --output-json=new.json --api-key '***' '--header=***' "
+        '--endpoint /v1/completions --base-url http://127.0.0.1:8000/v1 --extra-body \'{"a": "/b"}\''
+    )
+    assert report.model_name(str(model)) == "llama-8b"
+    assert report.model_name("meta-llama/Llama-3.1-8B") == "meta-llama/Llama-3.1-8B"
+    assert report.model_name(str(demo_checkpoint())) == "jaxserve-demo"
