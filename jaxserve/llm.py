@@ -167,7 +167,7 @@ class LLM:
         """Gauges of now and counters since the start."""
         return msgspec.convert(self._call("stats"), SchedulerStats)
 
-    def get_metrics(self) -> dict[str, int]:
+    def get_metrics(self) -> dict[str, float]:
         """`stats` as names and numbers."""
         return msgspec.to_builtins(self.stats())
 

@@ -15,7 +15,7 @@ from jaxserve.demo import demo_checkpoint
 from jaxserve.runner.device import Device, check_memory_share, this_cpu
 from jaxserve.runner.memory import format_bytes, num_parameters
 from jaxserve.runner.resolve import resolve
-from jaxserve.runner.roofline import Rates, decode_s, prefill_s
+from jaxserve.runner.roofline import Rates, decode_s, prefill_s, rates_of
 from jaxserve.runner.sizes import Sizes, matrix_itemsize, sizes_of
 from sharding.targets.peaks import Peaks, device_peaks
 
@@ -169,11 +169,11 @@ def _config_path(args: EngineArgs) -> Path:
 
 
 def _rates(peaks: Peaks, dtype: str, plan_args: PlanArgs) -> Rates | None:
-    """The device's rates for a model of this dtype; None where one is unknown."""
-    tflops = peaks.tflops if dtype != "float32" or peaks.tflops_float32 is None else peaks.tflops_float32
-    if peaks.bandwidth is None or tflops is None:
+    """The share of the device's rates that is assumed; None where one is unknown."""
+    rates = rates_of(peaks, dtype)
+    if rates is None:
         return None
-    return Rates(peaks.bandwidth * plan_args.bandwidth_efficiency, tflops * 1e12 * plan_args.compute_efficiency)
+    return Rates(rates.bandwidth * plan_args.bandwidth_efficiency, rates.flops * plan_args.compute_efficiency)
 
 
 def _memory(config: EngineConfig, sizes: Sizes, device: Device) -> MemoryPlan:

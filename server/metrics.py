@@ -56,6 +56,9 @@ _COUNTERS = {
     "prefix_cache_hits": "Prompt tokens read from the prefix cache.",
     "num_preemptions": "Times a running request lost its pages and was recomputed.",
     "corrupted_requests": "Requests ended because their logits were not finite.",
+    "estimated_flops_per_gpu": "Floating-point operations that steps needed at least.",
+    "estimated_read_bytes_per_gpu": "Bytes of weights, keys and values that steps had to read.",
+    "estimated_write_bytes_per_gpu": "Bytes of keys and values that steps wrote.",
 }
 
 
@@ -157,6 +160,7 @@ class ServerMetrics:
         yield from self._aliases()
         if info is not None:
             yield from _config_info(self.model_name, info)
+            yield from _peaks(self.model_name, info)
         if stats is not None:
             yield from _engine_metrics(self.model_name, stats)
 
@@ -215,6 +219,9 @@ def _engine_metrics(model_name: str, stats: SchedulerStats) -> Iterator[Metric]:
         "prefix_cache_hits": stats.prefix_cache_hits,
         "num_preemptions": stats.num_preemptions,
         "corrupted_requests": stats.num_corrupted_requests,
+        "estimated_flops_per_gpu": stats.step_flops,
+        "estimated_read_bytes_per_gpu": stats.step_read_bytes,
+        "estimated_write_bytes_per_gpu": stats.step_write_bytes,
     }
     for prefix in ("jaxserve:", "vllm:"):
         for name, value in gauges.items():
@@ -224,6 +231,7 @@ def _engine_metrics(model_name: str, stats: SchedulerStats) -> Iterator[Metric]:
             family.add_metric([model_name], value)
             yield family
     yield from _own_gauges(model_name, stats)
+    yield from _roofline(model_name, stats)
     old_names = {
         "vllm_active_requests": stats.num_running,
         "vllm_queue_size": stats.num_waiting,
@@ -245,6 +253,39 @@ def _own_gauges(model_name: str, stats: SchedulerStats) -> Iterator[Metric]:
     yield _gauge(model_name, "jaxserve:device_memory_used_bytes", "Device memory in use; 0 on a CPU.", used)
     late = stats.num_compilations_after_warmup
     yield _gauge(model_name, "jaxserve:compilations_after_warmup", "Should stay 0.", late)
+
+
+def _peaks(model_name: str, info: EngineInfo) -> Iterator[Metric]:
+    """What the device can do at most; left out where nobody knows."""
+    peaks = {
+        "device_peak_bytes_per_second": ("Bytes a second of the device's memory, by its vendor.", info.peak_bandwidth),
+        "device_peak_flops_per_second": ("Operations a second of its matrix units, by its vendor.", info.peak_flops),
+    }
+    for name, (text, value) in peaks.items():
+        if value is not None:
+            yield _gauge(model_name, f"jaxserve:{name}", text, value)
+
+
+def _roofline(model_name: str, stats: SchedulerStats) -> Iterator[Metric]:
+    """The meter's counters: shares of the roofline and of each verdict are ratios of their rates."""
+    seconds = CounterMetricFamily(
+        "jaxserve:step_seconds",
+        "Time of steps by what bound them: memory, compute, host; unknown without the device's peaks.",
+        labels=["model_name", "bound"],
+    )
+    for bound in ("memory", "compute", "host", "unknown"):
+        seconds.add_metric([model_name, bound], getattr(stats, f"step_{bound}_s"))
+    yield seconds
+    counters = {
+        "steps": ("Steps of the engine.", stats.num_steps),
+        "step_tokens": ("Tokens that steps computed, prompts and outputs.", stats.num_step_tokens),
+        "step_floor_seconds": ("The least time the steps could take on this device.", stats.step_floor_s),
+        "host_gap_seconds": ("Time with work in which the device had no step.", stats.host_gap_s),
+    }
+    for name, (text, value) in counters.items():
+        family = CounterMetricFamily(f"jaxserve:{name}", text, labels=["model_name"])
+        family.add_metric([model_name], value)
+        yield family
 
 
 def _gauge(model_name: str, name: str, text: str, value: float) -> Metric:

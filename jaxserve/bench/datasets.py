@@ -1,7 +1,7 @@
 """The datasets of `bench throughput` and `bench serve`: seeded, nothing is downloaded.
 
 Prompts are token ids, so that a length is exact. The order of draws is part of a dataset's definition: prompt
-lengths, output lengths, shared prefixes, then one prompt after the other.
+lengths, output lengths, shared prefixes or which ones are long, then one prompt after the other.
 """
 
 import json
@@ -23,10 +23,13 @@ _LONGEST_TURNS = 2048  # of both together
 _SHORTEST_TURN = 4
 
 
-def make_dataset(args: DatasetArgs, vocab_size: int, seed: int, encode: Callable[[], Encode]) -> list[WorkItem]:
+def make_dataset(
+    args: DatasetArgs, vocab_size: int, seed: int, encode: Callable[[], Encode], max_model_len: int | None = None
+) -> list[WorkItem]:
     """The requests that the flags describe.
 
-    encode: makes a tokenizer's encoding; called only where a file of text is read. Raises ConfigError.
+    encode: makes a tokenizer's encoding; called only where a file of text is read. max_model_len: of the model, None
+    where unknown; only `mixed` adapts to it. Raises ConfigError.
     """
     _check(args)
     rng = np.random.default_rng(seed)
@@ -39,14 +42,36 @@ def make_dataset(args: DatasetArgs, vocab_size: int, seed: int, encode: Callable
             return _conversation_lengths(args, vocab_size, rng)
         case "prefix_repetition":
             return _shared_prefixes(args, vocab_size, rng)
+        case "mixed":
+            return _mixed(args, vocab_size, rng, max_model_len)
         case _:
             input_lens = [_first(args.input_len, args.long_input_len)] * args.num_prompts
             output_lens = [_first(args.output_len, args.long_output_len)] * args.num_prompts
             return _items(input_lens, output_lens, vocab_size, rng)
 
 
+def changed_flags(args: DatasetArgs) -> dict[str, Any]:
+    """What of the dataset was asked for in other words than the defaults; of a file its name alone."""
+    default = vars(DatasetArgs())
+    changed = {name: value for name, value in vars(args).items() if value != default[name]}
+    return changed | ({"dataset_path": Path(args.dataset_path).name} if args.dataset_path else {})
+
+
+def kinds_of(items: list[WorkItem]) -> list[str]:
+    """The kinds of requests that are reported apart, in alphabetical order; empty where all are alike."""
+    return sorted({item.kind for item in items} - {""})
+
+
 def describe(items: list[WorkItem]) -> dict[str, Any]:
-    """The lengths as drawn and clipped: their means and ends."""
+    """The lengths as drawn and clipped: their means and ends, of all and of each kind; how many of each there are."""
+    found = _describe(items)
+    for kind in kinds_of(items):
+        some = [item for item in items if item.kind == kind]
+        found |= {f"{kind}_{name}": value for name, value in ({"num_prompts": len(some)} | _describe(some)).items()}
+    return found
+
+
+def _describe(items: list[WorkItem]) -> dict[str, Any]:
     lens = {"input": [len(item.prompt_token_ids) for item in items], "output": [i.num_output_tokens for i in items]}
     return {
         f"{name}_{key}": round(float(of(values)), 2)
@@ -70,6 +95,8 @@ def _check(args: DatasetArgs) -> None:
             if name.endswith("_prefix_len") and value == 0:
                 continue
             raise ConfigError(f"{name} is {value}, it must be at least 1")
+    if not 0 <= args.mixed_long_share <= 1:
+        raise ConfigError(f"mixed_long_share is {args.mixed_long_share}, it must be from 0 to 1")
     if not 0 <= args.random_range_ratio < 1:
         raise ConfigError(f"random_range_ratio is {args.random_range_ratio}, it must be at least 0 and below 1")
 
@@ -100,6 +127,11 @@ def _random(args: DatasetArgs, vocab_size: int, rng: np.random.Generator) -> lis
 
 
 def _conversation_lengths(args: DatasetArgs, vocab_size: int, rng: np.random.Generator) -> list[WorkItem]:
+    input_lens, output_lens = _drawn_lengths(args, rng)
+    return _items(input_lens, output_lens, vocab_size, rng)
+
+
+def _drawn_lengths(args: DatasetArgs, rng: np.random.Generator) -> tuple[list[int], list[int]]:
     """Lognormal lengths, kept within [4, 1024]: the means that vLLM published for ShareGPT, spreads of our choice."""
     count = args.num_prompts
 
@@ -107,8 +139,25 @@ def _conversation_lengths(args: DatasetArgs, vocab_size: int, rng: np.random.Gen
         return lognormal_lengths(rng, count, mean, sigma, LONGEST_CONVERSATION) if fixed is None else [fixed] * count
 
     input_lens = drawn(args.input_len, args.sharegpt_input_len, args.sharegpt_input_sigma)
-    output_lens = drawn(args.output_len, args.sharegpt_output_len, args.sharegpt_output_sigma)
-    return _items(input_lens, output_lens, vocab_size, rng)
+    return input_lens, drawn(args.output_len, args.sharegpt_output_len, args.sharegpt_output_sigma)
+
+
+def _mixed(args: DatasetArgs, vocab_size: int, rng: np.random.Generator, max_model_len: int | None) -> list[WorkItem]:
+    """ShareGPT's lengths, and long prompts in random places among them. input_len, output_len: of the short ones.
+
+    A model that takes fewer tokens than a long request has gets all lengths multiplied by the same factor.
+    """
+    long = (args.mixed_long_input_len, args.mixed_long_output_len)
+    factor = 1.0 if max_model_len is None else min(1.0, max_model_len / sum(long))
+    short_lens = zip(*_drawn_lengths(args, rng), strict=True)
+    num_long = round(args.mixed_long_share * args.num_prompts)
+    is_long = rng.permutation(np.arange(args.num_prompts) < num_long)
+    items: list[WorkItem] = []
+    for lens, wants_long in zip(short_lens, is_long, strict=True):
+        input_len, output_len = (max(1, math.floor(factor * length)) for length in (long if wants_long else lens))
+        kind = "long" if wants_long else "short"
+        items.append(WorkItem(random_ids(input_len, vocab_size, rng), output_len, kind))
+    return items
 
 
 def _shared_prefixes(args: DatasetArgs, vocab_size: int, rng: np.random.Generator) -> list[WorkItem]:

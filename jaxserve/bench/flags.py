@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxserve.core.config import arg
 
-DATASETS = ("random", "sharegpt", "prefix_repetition", "long")
+DATASETS = ("random", "sharegpt", "prefix_repetition", "long", "mixed")
 BACKENDS = ("openai", "openai-chat")
 METRICS = ("ttft", "tpot", "itl", "e2el")
 
@@ -18,7 +18,10 @@ class DatasetArgs:
     """What is asked: prompts as token ids, each with the number of tokens that its output must have."""
 
     dataset_name: str = arg(
-        "random", "random, sharegpt (lengths of conversations), prefix_repetition (shared prefixes) or long.", "dataset"
+        "random",
+        "random, sharegpt (lengths of conversations), prefix_repetition (shared prefixes), long, or mixed (sharegpt "
+        "lengths with some long prompts among them, reported apart).",
+        "dataset",
     )
     dataset_path: str | None = arg(
         None, "sharegpt: a local ShareGPT JSON file; lognormal lengths and random tokens if unset.", "dataset"
@@ -42,6 +45,13 @@ class DatasetArgs:
     prefix_repetition_output_len: int = arg(128, "prefix_repetition: output tokens.", "dataset")
     long_input_len: int = arg(32768, "long: prompt tokens.", "dataset")
     long_output_len: int = arg(256, "long: output tokens.", "dataset")
+    mixed_long_share: float = arg(
+        0.1, "mixed: share of long prompts; the other lengths are sharegpt's, without a file.", "dataset"
+    )
+    mixed_long_input_len: int = arg(
+        8192, "mixed: prompt tokens of a long one; all lengths shrink alike where the model takes less.", "dataset"
+    )
+    mixed_long_output_len: int = arg(64, "mixed: output tokens of a long one.", "dataset")
 
 
 @dataclass
@@ -109,6 +119,9 @@ class LatencyArgs:
     batch_size: int = arg(8, "Requests in the batch.", "benchmark")
     num_iters_warmup: int = arg(10, "Batches before the measurement.", "benchmark")
     num_iters: int = arg(30, "Batches measured.", "benchmark")
+    itl_slope: bool = arg(
+        False, "Also how the gap between tokens grows with the context, from one more batch.", "benchmark"
+    )
     disable_detokenize: bool = arg(False, "Make no text of the tokens.", "benchmark")
     output_json: str | None = arg(None, "Write the result to this file.", "benchmark")
 

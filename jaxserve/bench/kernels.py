@@ -16,6 +16,7 @@ import datetime
 import json
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxserve.bench import prefill_kernels, record
+from jaxserve.bench import prefill_kernels, record, report
 from jaxserve.sampling.filters import kept_together, kept_tokens
 from pallas_kernels import attention_workspace, ragged_paged_attention
 from pallas_kernels.reference import plain_paged_attention
@@ -217,9 +218,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m jaxserve.benc
         raise SystemExit("cudnn: of prompt chunks only, such as --case 8192@8192")
     shape = {name: getattr(args, name) for name in ("heads", "kv_heads", "head_dim", "page_size")}
     base = {
-        "date": datetime.date.today().isoformat(),
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "device": device,
         "commit": args.commit or record.commit(),
+        "command": report.command("kernels", sys.argv[1:] if argv is None else argv),
         "versions": record.versions("jax", "jaxlib", "jax-cuda13-plugin", "jax-cuda12-plugin", "jax-triton", "triton"),
     } | ({"dtype": "float32"} if is_sampling else {"dtype": "bfloat16", "pool_dtype": args.pool_dtype, "shape": shape})
     copy = record.calibrate()["copy_gbps"] if is_cpu else copy_gbps()  # XLA's copy on a CPU pays for fresh pages

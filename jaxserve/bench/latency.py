@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from jaxserve.bench import record, report
+from jaxserve.bench import itl_slope, record, report
 from jaxserve.bench.commands import say
 from jaxserve.bench.datasets import random_ids
 from jaxserve.bench.flags import LatencyArgs
 from jaxserve.bench.offline import run_pass
 from jaxserve.bench.workload import WorkItem
 from jaxserve.core.errors import ConfigError
+from jaxserve.engine.step_figures import figures_between
 from jaxserve.llm import LLM
 
 _SECONDS = 6  # digits kept
@@ -28,6 +29,8 @@ def run(args: LatencyArgs, engine: dict[str, Any], argv: Sequence[str]) -> int:
         least = 0 if name == "num_iters_warmup" else 1
         if getattr(args, name) < least:
             raise ConfigError(f"{name} is {getattr(args, name)}, it must be at least {least}")
+    if args.itl_slope and args.output_len < itl_slope.MIN_TOKENS:
+        raise ConfigError(f"itl_slope needs an output_len of at least {itl_slope.MIN_TOKENS}, not {args.output_len}")
     report.check_writable(args.output_json)
     sized: dict[str, Any] = {
         "max_model_len": args.input_len + args.output_len,
@@ -35,9 +38,14 @@ def run(args: LatencyArgs, engine: dict[str, Any], argv: Sequence[str]) -> int:
         "enable_prefix_caching": False,
     }
     with LLM(progress=say, **(sized | engine)) as llm:
-        passes = _passes(llm, args)
-        info = llm.info
-        num_compilations = llm.stats().num_compilations_after_warmup
+        items = _items(llm, args)
+        for _ in range(args.num_iters_warmup):
+            run_pass(llm, items, detokenize=not args.disable_detokenize)
+        before = llm.stats()
+        passes = [run_pass(llm, items, detokenize=not args.disable_detokenize) for _ in range(args.num_iters)]
+        info, after = llm.info, llm.stats()
+        slope = itl_slope.measure(llm, items) if args.itl_slope else None
+    steps = figures_between(before, after)
     latencies = [one.wall_s for one in passes]
     avg, std = statistics.fmean(latencies), statistics.pstdev(latencies)
     percentiles = report.percentiles_of(latencies)
@@ -45,29 +53,31 @@ def run(args: LatencyArgs, engine: dict[str, Any], argv: Sequence[str]) -> int:
     print(f"Std latency: {std:.6f} seconds")
     for percentage, seconds in percentiles.items():
         print(f"{percentage}% percentile latency: {seconds:.6f} seconds")
+    print(f"Steps: {steps}")
+    if slope is not None:
+        print(slope)
     if args.output_json is not None:
         shape = {name: getattr(args, name) for name in ("input_len", "output_len", "batch_size")}
         result = report.base("latency", argv) | {
             "device": report.device_name(info.device),
-            "model_id": info.model_path,
+            "model_id": report.model_name(info.model_path),
             "dtype": info.dtype,
+            "kv_cache_dtype": info.kv_cache_dtype,
             "shape": shape | {"max_model_len": info.max_model_len, "max_num_seqs": info.max_num_seqs},
             "avg_latency": round(avg, _SECONDS),
             "std_latency": round(std, _SECONDS),
             "latencies": [round(seconds, _SECONDS) for seconds in latencies],
             "percentiles": percentiles,
             **record.summarise(passes),
-            "num_compilations_after_warmup": num_compilations,
+            **({} if steps is None else steps.record()),
+            **({} if slope is None else slope.record()),
+            "num_compilations_after_warmup": after.num_compilations_after_warmup,
         }
         report.write(args.output_json, result)
     return 0
 
 
-def _passes(llm: LLM, args: LatencyArgs) -> list[record.Pass]:
+def _items(llm: LLM, args: LatencyArgs) -> list[WorkItem]:
     rng = np.random.default_rng(llm.args.seed)
     vocab_size = llm.info.vocab_size
-    items = [WorkItem(random_ids(args.input_len, vocab_size, rng), args.output_len) for _ in range(args.batch_size)]
-    detokenizes = not args.disable_detokenize
-    for _ in range(args.num_iters_warmup):
-        run_pass(llm, items, detokenize=detokenizes)
-    return [run_pass(llm, items, detokenize=detokenizes) for _ in range(args.num_iters)]
+    return [WorkItem(random_ids(args.input_len, vocab_size, rng), args.output_len) for _ in range(args.batch_size)]

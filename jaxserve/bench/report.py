@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxserve.bench import record
 from jaxserve.core.errors import ConfigError
+from jaxserve.demo import DEMO_MODEL_NAME, demo_checkpoint
 
 _WIDTH = 50
 _NAMES = {
@@ -30,8 +31,31 @@ def base(benchmark: str, argv: Sequence[str]) -> dict[str, Any]:
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "commit": record.commit(),
         "versions": record.versions("jaxserve", "jax", "jaxlib", "flax", "numpy", "httpx", "jax-cuda13-plugin"),
-        "command": f"jaxserve bench {benchmark} {shlex.join(without_secrets(argv))}".rstrip(),
+        "command": command(benchmark, argv),
     }
+
+
+def command(benchmark: str, argv: Sequence[str]) -> str:
+    """As it was called, without keys and without folders: a record says nothing about where things lay."""
+    words = [flag + equals + _file_name(value) for flag, equals, value in map(_parts, without_secrets(argv))]
+    return f"jaxserve bench {benchmark} {shlex.join(words)}".rstrip()
+
+
+def model_name(model_path: str) -> str:
+    """The checkpoint's directory by its name alone; a hub id as it is."""
+    return DEMO_MODEL_NAME if model_path == str(demo_checkpoint()) else _file_name(model_path)
+
+
+def _parts(word: str) -> tuple[str, str, str]:
+    """("--model", "=", "/a/b") of "--model=/a/b"; a word by itself is the third."""
+    flag, equals, value = word.partition("=")
+    return (flag, equals, value) if equals and word.startswith("--") else ("", "", word)
+
+
+def _file_name(text: str) -> str:
+    """Of an absolute path to something that is there, or in a folder that is, its last part; else the text."""
+    path = Path(text)
+    return path.name if len(path.parts) > 2 and path.is_absolute() and path.parent.is_dir() else text
 
 
 def device_name(device: str) -> str:
@@ -84,8 +108,10 @@ def check_writable(path: str | Path | None) -> None:
         raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
 
 
-def serving_table(result: Mapping[str, Any], names: Sequence[str]) -> str:
-    """The table that vLLM's bench prints; '-' where nothing was measured."""
+def serving_table(
+    result: Mapping[str, Any], names: Sequence[str], kinds: Mapping[str, Mapping[str, Any]] | None = None
+) -> str:
+    """The table that vLLM's bench prints; '-' where nothing was measured. kinds: parts of it again, by name."""
     lines = [_centred(" Serving Benchmark Result ", "=")]
     rows = [
         ("Successful requests:", "completed"),
@@ -106,12 +132,22 @@ def serving_table(result: Mapping[str, Any], names: Sequence[str]) -> str:
     shown = [(label, key) for label, key in rows if key not in optional or result[key] not in (None, "inf")]
     lines += [_row(label, result[key]) for label, key in shown]
     for name in names:
-        lines.append(_centred(_NAMES[name], "-"))
-        for key, value in result.items():
-            if found := re.fullmatch(rf"(mean|median|p[\d.]+)_{name}_ms", key):
-                kind = found[1].capitalize()
-                lines.append(_row(f"{kind} {name.upper()} (ms):", value))
+        lines += [_centred(_NAMES[name], "-"), *_time_rows(result, name)]
+    for kind, figures in (kinds or {}).items():
+        lines.append(_centred(f"The {kind} requests alone", "-"))
+        some = ("completed", "request_goodput")
+        lines += [_row(label, figures[key]) for label, key in shown if key in some]
+        for name in names:
+            lines += _time_rows(figures, name)
     return "\n".join([*lines, "=" * _WIDTH])
+
+
+def _time_rows(figures: Mapping[str, Any], name: str) -> list[str]:
+    rows: list[str] = []
+    for key, value in figures.items():
+        if found := re.fullmatch(rf"(mean|median|p[\d.]+)_{name}_ms", key):
+            rows.append(_row(f"{found[1].capitalize()} {name.upper()} (ms):", value))
+    return rows
 
 
 def _centred(title: str, fill: str) -> str:

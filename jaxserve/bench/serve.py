@@ -16,14 +16,15 @@ import httpx
 import numpy as np
 from tqdm import tqdm
 
-from jaxserve.bench import arrivals, metrics, record, report
+from jaxserve.bench import arrivals, metrics, record, report, server_meter
 from jaxserve.bench.commands import say
-from jaxserve.bench.datasets import Encode, describe, make_dataset, random_ids
+from jaxserve.bench.datasets import Encode, changed_flags, describe, kinds_of, make_dataset, random_ids
 from jaxserve.bench.flags import BACKENDS, DatasetArgs, ServeArgs
 from jaxserve.bench.load_generator import LoadGenerator, Prepared, run_load
 from jaxserve.bench.workload import WorkItem, read_vocab_size
 from jaxserve.core.errors import CheckpointError, ConfigError, EngineError
 from jaxserve.demo import DEMO_MODEL_NAME, demo_checkpoint
+from jaxserve.engine.step_figures import StepFigures, figures_between
 
 _ENDPOINTS = {"openai": "/v1/completions", "openai-chat": "/v1/chat/completions"}
 _NUM_SHOWN_ERRORS = 10
@@ -55,12 +56,13 @@ def run(args: ServeArgs, dataset: DatasetArgs, argv: Sequence[str]) -> int:
     report.check_writable(path)
     target = find_target(args, headers)
     tokens = TokenSource(args, target)
-    items = make_dataset(dataset, tokens.vocab_size, args.seed, lambda: tokens.encode)
+    items = make_dataset(dataset, tokens.vocab_size, args.seed, lambda: tokens.encode, target.max_model_len)
     _check_fits(items, target)
     trial = _trial(items[0], tokens.vocab_size, args.seed)
 
-    timelines, duration_s, cpu_s = asyncio.run(_measure(args, target, headers, tokens, items, trial))
+    timelines, duration_s, cpu_s, steps = asyncio.run(_measure(args, target, headers, tokens, items, trial))
     figures = metrics.summarise(timelines, duration_s, percentiles, goodput_ms, names)
+    kinds = _by_kind(items, timelines, duration_s, percentiles, goodput_ms)
     errors = collections.Counter(one.error for one in timelines if one.error is not None)
     result = report.base("serve", argv) | {
         "device": None,  # the server does not say: --metadata device=NAME
@@ -69,8 +71,9 @@ def run(args: ServeArgs, dataset: DatasetArgs, argv: Sequence[str]) -> int:
         "backend": args.backend,
         "endpoint_type": args.backend,
         "base_url": target.base_url,
-        "model_id": target.model,
+        "model_id": report.model_name(target.model),
         "dataset_name": dataset.dataset_name,
+        "dataset_flags": changed_flags(dataset),
         "shape": describe(items),
         "seed": args.seed,
         "num_prompts": len(items),
@@ -82,6 +85,8 @@ def run(args: ServeArgs, dataset: DatasetArgs, argv: Sequence[str]) -> int:
         "goodput_limits_ms": goodput_ms,
         **labels,
         **figures,
+        **({} if steps is None else steps.record()),
+        **({"kinds": kinds} if kinds else {}),
         "ttft_ms": figures.get("median_ttft_ms"),
         "tpot_ms": figures.get("median_tpot_ms"),
         "output_tokens_per_s": figures["output_throughput"],
@@ -89,7 +94,9 @@ def run(args: ServeArgs, dataset: DatasetArgs, argv: Sequence[str]) -> int:
         "client_cpu_share": cpu_s / duration_s,
         "errors": dict(errors),
     }
-    print(report.serving_table(result, names))
+    print(report.serving_table(result, names, kinds))
+    if steps is not None:
+        print(f"Steps: {steps}")
     for error, count in errors.most_common(_NUM_SHOWN_ERRORS):
         say(f"failed: {count} x {error}")
     if cpu_s > _BUSY_SHARE * duration_s:
@@ -100,6 +107,25 @@ def run(args: ServeArgs, dataset: DatasetArgs, argv: Sequence[str]) -> int:
         report.write(path, result, args.append_result)
         say(f"written: {path}")
     return 0 if figures["completed"] else 1
+
+
+def _by_kind(
+    items: list[WorkItem],
+    timelines: Sequence[metrics.Timeline],
+    duration_s: float,
+    percentiles: Sequence[float],
+    goodput_ms: Mapping[str, float],
+) -> dict[str, dict[str, float | None]]:
+    """The figures of each kind of request by itself, where the dataset has several."""
+    return {
+        kind: metrics.summarise(
+            [seen for item, seen in zip(items, timelines, strict=True) if item.kind == kind],
+            duration_s,
+            percentiles,
+            goodput_ms,
+        )
+        for kind in kinds_of(items)
+    }
 
 
 def _trial(item: WorkItem, vocab_size: int, seed: int) -> WorkItem:
@@ -208,8 +234,8 @@ async def _measure(
     tokens: TokenSource,
     items: list[WorkItem],
     trial: WorkItem,
-) -> tuple[list[metrics.Timeline], float, float]:
-    """Timelines, wall seconds, and the processor seconds that the load generator used."""
+) -> tuple[list[metrics.Timeline], float, float, StepFigures | None]:
+    """Timelines, wall seconds, the processor seconds that the load generator used, and the server's steps meanwhile."""
     requests = [make_request(args, target.model, item, tokens) for item in items]
     first = make_request(args, target.model, trial, tokens)
     times_s = _times(args, len(items))
@@ -225,11 +251,15 @@ async def _measure(
             await run_load(generator, [first] * args.num_warmups, [0.0] * args.num_warmups, connections, lambda: None)
         say(f"{len(items)} requests to {url}, rate {args.request_rate:g}/s, burstiness {args.burstiness:g}")
         gc.collect()
+        before = server_meter.read(target.base_url, headers)
         gc.freeze()  # no pause of our own may look like one of the server's
         with tqdm(total=len(items), disable=args.disable_tqdm, dynamic_ncols=True) as bar:
             cpu_s = time.process_time()
             timelines, duration_s = await run_load(generator, requests, times_s, args.max_concurrency, bar.update)
-            return timelines, duration_s, time.process_time() - cpu_s
+            cpu_s = time.process_time() - cpu_s
+    after = None if before is None else server_meter.read(target.base_url, headers)
+    steps = None if before is None or after is None else figures_between(before, after)
+    return timelines, duration_s, cpu_s, steps
 
 
 def _times(args: ServeArgs, count: int) -> list[float]:

@@ -46,7 +46,7 @@ def run(args: StartupArgs, engine: dict[str, Any], argv: Sequence[str]) -> int:
         last = (starts["cold"] + starts["warm"])[-1]
         result = report.base("startup", argv) | {
             "device": report.device_name(last["device"]),
-            "model_id": last["model_path"],
+            "model_id": report.model_name(last["model_path"]),
             "dtype": last["dtype"],
             "shape": {name: last[name] for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens")},
         }

@@ -6,11 +6,12 @@ from typing import Any
 
 from jaxserve.bench import record, report
 from jaxserve.bench.commands import say
-from jaxserve.bench.datasets import Encode, describe, make_dataset
+from jaxserve.bench.datasets import Encode, changed_flags, describe, make_dataset
 from jaxserve.bench.flags import DatasetArgs, ThroughputArgs
 from jaxserve.bench.offline import run_pass
 from jaxserve.bench.workload import WorkItem, max_num_tokens
 from jaxserve.core.errors import ConfigError
+from jaxserve.engine.step_figures import figures_between
 from jaxserve.llm import LLM
 
 
@@ -21,7 +22,7 @@ def run(args: ThroughputArgs, dataset: DatasetArgs, engine: dict[str, Any], argv
             raise ConfigError(f"{name} is {getattr(args, name)}, it must be at least {least}")
     report.check_writable(args.output_json)
     with LLM(progress=say, **engine) as llm:
-        items = make_dataset(dataset, llm.info.vocab_size, llm.args.seed, lambda: _encode(llm))
+        items = make_dataset(dataset, llm.info.vocab_size, llm.args.seed, lambda: _encode(llm), llm.info.max_model_len)
         longest = max_num_tokens(items)
         if longest > llm.info.max_model_len:
             raise ConfigError(
@@ -30,8 +31,10 @@ def run(args: ThroughputArgs, dataset: DatasetArgs, engine: dict[str, Any], argv
             )
         if args.num_warmups:
             _complete(llm, items[: args.num_warmups], args, shows_bar=False)
+        before = llm.stats()
         passes = [_complete(llm, items, args, shows_bar=not args.disable_tqdm) for _ in range(args.num_iters)]
         info, stats = llm.info, llm.stats()
+    steps = figures_between(before, stats)
     elapsed = statistics.median_low(one.wall_s for one in passes)
     num_prompt_tokens = sum(len(item.prompt_token_ids) for item in items)
     num_output_tokens = sum(item.num_output_tokens for item in items)
@@ -40,15 +43,19 @@ def run(args: ThroughputArgs, dataset: DatasetArgs, engine: dict[str, Any], argv
         f"Throughput: {len(items) / elapsed:.2f} requests/s, {total / elapsed:.2f} total tokens/s, "
         f"{num_output_tokens / elapsed:.2f} output tokens/s"
     )
+    print(f"Steps: {steps}")
     print(f"Total num prompt tokens:  {num_prompt_tokens}")
     print(f"Total num output tokens:  {num_output_tokens}")
     if args.output_json is not None:
         limits = ("max_model_len", "max_num_seqs", "max_num_batched_tokens", "page_size", "num_pages")
         result = report.base("throughput", argv) | {
             "device": report.device_name(info.device),
-            "model_id": info.model_path,
+            "model_id": report.model_name(info.model_path),
             "dtype": info.dtype,
+            "kv_cache_dtype": info.kv_cache_dtype,
             "dataset_name": dataset.dataset_name,
+            "dataset_flags": changed_flags(dataset),
+            "enable_prefix_caching": llm.args.enable_prefix_caching,
             "shape": describe(items) | {name: getattr(info, name) for name in limits},
             "elapsed_time": elapsed,
             "num_requests": len(items),
@@ -61,6 +68,8 @@ def run(args: ThroughputArgs, dataset: DatasetArgs, engine: dict[str, Any], argv
             "prefix_cache_queries": stats.prefix_cache_queries,
             "prefix_cache_hits": stats.prefix_cache_hits,
             "num_preemptions": stats.num_preemptions,
+            **({} if steps is None else steps.record()),
+            "device_memory_used_bytes": stats.device_memory_used_bytes,
             "num_compilations_after_warmup": stats.num_compilations_after_warmup,
         }
         report.write(args.output_json, result)

@@ -53,10 +53,14 @@ class Workload:
 
 @dataclass(frozen=True)
 class WorkItem:
-    """One request: its prompt, and how many tokens it must give back (end-of-sequence is ignored)."""
+    """One request: its prompt, and how many tokens it must give back (end-of-sequence is ignored).
+
+    kind: reported apart from those of another kind; empty where all are alike.
+    """
 
     prompt_token_ids: list[int]
     num_output_tokens: int
+    kind: str = ""
 
     @property
     def num_tokens(self) -> int:

@@ -224,6 +224,11 @@ class EngineArgs:
         20, "The most log probabilities a request may ask for; -1 for the whole vocabulary.", "sampling"
     )
     disable_log_stats: bool = arg(False, "Do not log throughput every 10 s.", "log")
+    device_peaks: str | None = arg(
+        None,
+        "What the roofline meter measures steps against: h200, or bandwidth=1008GB/s,tflops=165; the figures known by the device's name if unset.",
+        "log",
+    )
     enable_log_requests: bool = arg(
         False, "Log each request's parameters (never its prompt unless max_log_len says so).", "log"
     )

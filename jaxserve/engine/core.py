@@ -17,8 +17,10 @@ from jaxserve.models.weights import load_params, widened
 from jaxserve.runner.compile_cache import CompileCounter, enable_compile_cache
 from jaxserve.runner.device import claim_device
 from jaxserve.runner.memory import memory_in_use
+from jaxserve.runner.meter import StepMeter, step_costs
 from jaxserve.runner.model_runner import ModelRunner, StepFailedError
 from jaxserve.runner.resolve import describe, resolve
+from jaxserve.runner.roofline import Rates
 from jaxserve.schedule.scheduler import Scheduler
 
 _MAX_FAILED_STEPS = 3  # in a row, before the engine gives up
@@ -43,6 +45,8 @@ class EngineCore:
         )
         progress(f"{self.config.model.architecture} in {self.config.model.dtype} on {device.kind}")
         progress(describe(self.config))
+        costs = step_costs(self.config, device, args.device_peaks)
+        self._meter = StepMeter(costs)
         configured = time.monotonic()
         loaded = load_params(self.config.model, path, self.config.load_format, self.config.seed)
         if self.config.model.dtype != "float32" and not device.has_16_bit_products:
@@ -67,7 +71,7 @@ class EngineCore:
             "weights": weights_loaded - configured,
             "compile": ready - weights_loaded,
         }
-        self.info = engine_info(self.config, device.kind, times)
+        self.info = engine_info(self.config, device.kind, times, costs.rates)
         self._compiles_at_start = self._compiles.count
         self._seeds = random.Random(args.seed)
         self._num_failed_steps = 0
@@ -79,6 +83,8 @@ class EngineCore:
 
     def add(self, msg: AddRequest) -> EngineOutput | None:
         """Queue a request; an immediate terminal output if it is refused."""
+        if not self.has_work:
+            self._meter.restart(time.monotonic())
         seed = msg.params.seed
         request = Request(
             request_id=msg.request_id,
@@ -110,13 +116,17 @@ class EngineCore:
         if scheduled is None:
             return []
         try:
-            results = self.runner.collect(self.runner.dispatch(scheduled))
+            flight = self.runner.dispatch(scheduled)
+            self._meter.dispatched(scheduled, time.monotonic())
+            results = self.runner.collect(flight)
+            self._meter.collected(time.monotonic())
         except StepFailedError as error:
             self._num_failed_steps += 1
             if self._num_failed_steps >= _MAX_FAILED_STEPS:
                 raise EngineDead(f"{_MAX_FAILED_STEPS} steps in a row failed; the last with: {error}") from error
             self.scheduler.fail_step()
             self.runner.rebuild()
+            self._meter.failed(time.monotonic())
             return []
         self._num_failed_steps = 0
         self._num_steps += 1
@@ -135,6 +145,7 @@ class EngineCore:
             num_corrupted_requests=self._num_corrupted,
             device_memory_used_bytes=used_bytes,
             device_memory_total_bytes=total_bytes,
+            **self._meter.totals(),
         )
 
     def call(self, method: str, args: list[Any]) -> Any:
@@ -160,8 +171,8 @@ def rope_sensitive_len(config: EngineConfig) -> int | None:
     return None
 
 
-def engine_info(config: EngineConfig, device: str, startup_s: dict[str, float]) -> EngineInfo:
-    """What a front end must know of a ready engine."""
+def engine_info(config: EngineConfig, device: str, startup_s: dict[str, float], rates: Rates | None) -> EngineInfo:
+    """What a front end must know of a ready engine. rates: the device's peaks where they are known."""
     return EngineInfo(
         model_path=config.model_path,
         architecture=config.model.architecture,
@@ -177,4 +188,6 @@ def engine_info(config: EngineConfig, device: str, startup_s: dict[str, float]) 
         eos_token_ids=list(config.model.eos_token_ids),
         device=device,
         startup_s={name: round(seconds, 3) for name, seconds in startup_s.items()},
+        peak_bandwidth=None if rates is None else rates.bandwidth,
+        peak_flops=None if rates is None else rates.flops,
     )

@@ -54,10 +54,17 @@ class EngineInfo(msgspec.Struct):
     eos_token_ids: list[int]
     device: str
     startup_s: dict[str, float]
+    peak_bandwidth: float | None = None  # bytes a second that the roofline meter measures against; None if unknown
+    peak_flops: float | None = None  # operations a second, likewise
 
 
 class SchedulerStats(msgspec.Struct):
-    """A snapshot after a step; counters are totals since the start."""
+    """A snapshot after a step; counters are totals since the start.
+
+    step_*: of the roofline meter (jaxserve/runner/meter.py), as floats since they outgrow 64 bits. step_memory_s,
+    step_compute_s, step_host_s, step_unknown_s: seconds of steps by verdict; their sum is the time of all steps.
+    host_gap_s: time, while there was work, in which the device had no step; num_host_gaps: how often.
+    """
 
     num_running: int = 0
     num_waiting: int = 0
@@ -74,6 +81,16 @@ class SchedulerStats(msgspec.Struct):
     num_corrupted_requests: int = 0
     device_memory_used_bytes: int = 0
     device_memory_total_bytes: int = 0
+    step_read_bytes: float = 0.0
+    step_write_bytes: float = 0.0
+    step_flops: float = 0.0
+    step_floor_s: float = 0.0
+    step_memory_s: float = 0.0
+    step_compute_s: float = 0.0
+    step_host_s: float = 0.0
+    step_unknown_s: float = 0.0
+    num_host_gaps: int = 0
+    host_gap_s: float = 0.0
 
     @property
     def gpu_memory_used(self) -> int:

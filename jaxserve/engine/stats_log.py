@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from jaxserve.core.outputs import EngineOutput
 from jaxserve.engine.messages import SchedulerStats
+from jaxserve.engine.step_figures import figures_between
 
 LOG_INTERVAL_S = 10.0
 
@@ -18,6 +19,7 @@ class StatsLog:
         self._num_prompt_tokens = 0
         self._num_new_tokens = 0
         self._was_busy = False
+        self._last = SchedulerStats()
 
     def count_prompt(self, num_tokens: int) -> None:
         self._num_prompt_tokens += num_tokens
@@ -32,6 +34,7 @@ class StatsLog:
         is_busy = bool(self._num_prompt_tokens or self._num_new_tokens or stats.num_running or stats.num_waiting)
         prompt_rate, new_rate = self._num_prompt_tokens / elapsed_s, self._num_new_tokens / elapsed_s
         self._since_s, self._num_prompt_tokens, self._num_new_tokens = now_s, 0, 0
+        figures, self._last = figures_between(self._last, stats), stats
         was_busy, self._was_busy = self._was_busy, is_busy
         if not (is_busy or was_busy or always):
             return None
@@ -40,7 +43,7 @@ class StatsLog:
             f"running {stats.num_running}, waiting {stats.num_waiting}, "
             f"KV pages used {_percent(stats.num_used_pages, stats.num_pages)}, "
             f"prefix cache hits {_percent(stats.prefix_cache_hits, stats.prefix_cache_queries)}, "
-            f"preemptions {stats.num_preemptions}"
+            f"preemptions {stats.num_preemptions}" + ("" if figures is None else f", {figures}")
         )
 
 

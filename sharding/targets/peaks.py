@@ -44,6 +44,11 @@ def known_devices() -> dict[str, Peaks]:
     return {name: Peaks(**entry) for name, entry in tomllib.loads(text).items()}
 
 
+def peaks_of_kind(kind: str) -> Peaks | None:
+    """Of the device that its driver calls so, such as "NVIDIA H200"; None where it is unknown."""
+    return next((peaks for peaks in known_devices().values() if peaks.kind == kind), None)
+
+
 def device_peaks(text: str, here: Peaks) -> Peaks:
     """ "h200", "memory=24GiB,bandwidth=1008GB/s,tflops=165", or a name and what differs: "h200,bandwidth=4.3TB/s".
 

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from server_process import ServerProcess, metric
 
+from benchmarks.performance_sections import TABLES
+from benchmarks.performance_tables import sections
 from jaxserve.cli import main
 
 RECORD = {"benchmark", "date", "commit", "versions", "command", "shape", "model_id"}
@@ -44,6 +46,8 @@ def on(server: ServerProcess, *argv: str, code: int = 0) -> None:
 def record(path: Path, *more: str) -> dict[str, Any]:
     found = json.loads(path.read_text())
     assert set(found) >= RECORD | set(more)
+    section, *_ = sections(TABLES, [found | {"file": "benchmarks/cpu/record.json"}])  # each is shown in the docs
+    assert f"`{found['command']}`" in section and f"`{found['commit']}`" in section
     return found
 
 
@@ -61,6 +65,8 @@ def test_serve_counts_what_the_server_counts(
     assert found["model_id"] == "jaxserve-demo"
     assert found["request_goodput"] == found["request_throughput"] > 0
     assert found["gpu"] == "no"
+    assert found["num_steps"] >= 6 and found["step_ms"] > 0 and found["step_gbps"] > 0  # the server's own counters
+    assert found["verdict"] is None  # of a CPU nobody knows the peaks
     assert 0 < found["client_cpu_share"] < 4
     assert found["goodput_limits_ms"] == {"ttft": 60000, "tpot": 60000}
     assert found["max_concurrent_requests"] <= 4
@@ -87,6 +93,27 @@ def test_serve_chat_and_every_dataset(demo: ServerProcess, tmp_path: Path) -> No
     lines = [json.loads(line) for line in (tmp_path / "all.json").read_text().splitlines()]
     assert [one["dataset_name"] for one in lines] == ["sharegpt", "prefix_repetition", "long"]
     assert [one["completed"] for one in lines] == [3] * 3
+
+
+def test_long_requests_are_reported_apart(
+    demo: ServerProcess, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, load = tmp_path / "mixed.json", ["--request-rate", "60", "--ignore-eos", "--goodput", "ttft:60000"]
+    on(demo, "--dataset-name", "mixed", "--num-prompts", "20", *load, "--output-json", str(path))
+    found = record(path)
+    assert found["completed"] == 20
+    shape, kinds = found["shape"], found["kinds"]
+    assert (kinds["short"]["completed"], kinds["long"]["completed"]) == (18, 2)
+    # 8,192 + 64 tokens do not fit into 64: all lengths shrink by the same factor.
+    assert (shape["long_input_max"], shape["long_output_max"]) == (63, 1)
+    assert shape["short_input_max"] <= 8
+    assert kinds["long"]["total_input_tokens"] == 2 * 63
+    assert kinds["long"]["total_output_tokens"] + kinds["short"]["total_output_tokens"] == found["total_output_tokens"]
+    assert kinds["short"]["request_goodput"] == pytest.approx(18 / found["duration"])
+    assert kinds["short"]["p99_itl_ms"] is not None and kinds["long"]["p99_itl_ms"] is None
+    shown = capsys.readouterr().out
+    assert "The short requests alone" in shown and "The long requests alone" in shown
+    assert f"P99 ITL (ms):                            {kinds['short']['p99_itl_ms']:.2f}\n" in shown.split("short")[1]
 
 
 def test_a_server_that_dies_is_counted_request_by_request(
@@ -167,7 +194,30 @@ def test_latency(engine_flags: list[str], tmp_path: Path, capsys: pytest.Capture
     assert found["num_compilations_after_warmup"] == 0
     assert found["output_tokens_per_s"] == pytest.approx(10e3 / found["median_ms"], rel=0.01)
     assert 0 < found["ttft_ms"] < found["median_ms"] and found["tpot_ms"] > 0
-    assert "Avg latency: " in capsys.readouterr().out
+    assert 4 * 6 <= found["num_steps"] <= 4 * 8  # two prompts of 7 tokens in steps of 8, then four tokens each
+    assert found["step_ms"] == pytest.approx(found["median_ms"] / 6, rel=0.5)
+    assert 0 <= found["host_gap_us"] < 1e3 * found["step_ms"]
+    assert "itl_slope_ms_per_token" not in found
+    shown = capsys.readouterr().out
+    assert "Avg latency: " in shown and "Steps: steps of " in shown
+
+
+def test_latency_against_peaks_and_its_slope(
+    engine_flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "latency.json"
+    sizes = ["--input-len", "4", "--output-len", "40", "--batch-size", "1", "--num-iters-warmup", "1"]
+    more = ["--num-iters", "2", "--itl-slope", "--device-peaks", "bandwidth=1e3,tflops=1"]
+    assert main(["bench", "latency", *sizes, *more, *engine_flags, "--output-json", str(path)]) == 0
+    found = record(path, "itl_slope_ms_per_token", "itl_intercept_ms")
+    assert (found["verdict"], found["verdict_share"]) == ("memory", 1)
+    assert found["floor_fraction"] > 1  # no real device is that slow
+    contexts = [context for context, _ in found["itl_points"]]
+    assert len(contexts) == 19 and 4 < contexts[0] < 8 and 41 < contexts[-1] < 44
+    assert all(ms >= 0 for _, ms in found["itl_points"])
+    assert "ms a token of context" in capsys.readouterr().out
+    assert main(["bench", "latency", "--output-len", "8", "--itl-slope"]) == 2
+    assert "output_len of at least 9" in capsys.readouterr().err
 
 
 def test_throughput(engine_flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -183,6 +233,7 @@ def test_throughput(engine_flags: list[str], tmp_path: Path, capsys: pytest.Capt
     assert found["tokens_per_second"] == pytest.approx(8 * 39 / found["elapsed_time"])
     assert found["prefix_cache_hits"] > 0
     assert found["best_output_tokens_per_s"] == pytest.approx(24 / found["elapsed_time"], rel=1e-3)
+    assert found["num_steps"] > 2 * 3 and found["step_ms"] > 0
     assert "Throughput: " in capsys.readouterr().out
 
 

@@ -17,6 +17,9 @@ VLLM_NAMES = [
     "vllm:prefix_cache_hits_total",
     "vllm:num_preemptions_total",
     "vllm:corrupted_requests_total",
+    "vllm:estimated_flops_per_gpu_total",
+    "vllm:estimated_read_bytes_per_gpu_total",
+    "vllm:estimated_write_bytes_per_gpu_total",
     "vllm:cache_config_info",
     "vllm:time_to_first_token_seconds_count",
     "vllm:inter_token_latency_seconds_count",
@@ -106,3 +109,24 @@ def test_the_page_parses_and_names_each_metric_once(server: ServerProcess) -> No
     assert len(names) == len(set(names))
     assert metric(server.metrics(), "jaxserve:kv_pages_total") > 0
     assert metric(server.metrics(), "jaxserve:compilations_after_warmup") == 0
+
+
+def test_the_roofline_meter_counts_each_step(server: ServerProcess, http: httpx.Client) -> None:
+    before = server.metrics()
+    ask(http)
+    after = server.metrics()
+
+    def grown(name: str, **labels: str) -> float:
+        return metric(after, name, **labels) - metric(before, name, **labels)
+
+    assert grown("jaxserve:steps_total") >= 7
+    assert grown("jaxserve:step_tokens_total") >= 7
+    weights = grown("vllm:estimated_read_bytes_per_gpu_total") / grown("jaxserve:steps_total")
+    assert weights > 1000
+    assert grown("jaxserve:estimated_flops_per_gpu_total") > 0
+    assert grown("jaxserve:estimated_write_bytes_per_gpu_total") > 0
+    # No peaks are known of a CPU: time is counted, and no verdict is given.
+    assert grown("jaxserve:step_seconds_total", bound="unknown") > 0
+    assert grown("jaxserve:step_floor_seconds_total") == 0
+    assert 0 <= grown("jaxserve:host_gap_seconds_total") <= grown("jaxserve:step_seconds_total", bound="unknown")
+    assert "device_peak" not in after

@@ -1,5 +1,6 @@
 """Datasets: lengths, sharing, seeds, and a ShareGPT file of our own."""
 
+import itertools
 import json
 from collections import Counter
 from pathlib import Path
@@ -119,3 +120,35 @@ def test_a_sharegpt_file(tmp_path: Path) -> None:
 def test_what_makes_no_sense_is_refused(fields: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         make(**fields)
+
+
+def test_long_prompts_among_short_ones() -> None:
+    items = make(dataset_name="mixed", num_prompts=400)
+    longs = [index for index, item in enumerate(items) if item.kind == "long"]
+    shorts = [item for item in items if item.kind == "short"]
+    assert len(longs) == 40 and len(shorts) == 360
+    assert {lens([items[index]])[0][0] for index in longs} == {8192}
+    assert {items[index].num_output_tokens for index in longs} == {64}
+    assert max(max(values) for values in lens(shorts)) <= 1024
+    assert max(b - a for a, b in itertools.pairwise(longs)) > 12  # no regular pattern
+    assert 0 < longs[0] < 60 and longs[-1] > 340
+    again = make(dataset_name="sharegpt", num_prompts=400)  # lengths are drawn as sharegpt draws them
+    for mixed, plain in zip(items, again, strict=True):
+        if mixed.kind == "short":
+            assert lens([mixed]) == lens([plain])
+    found = describe(items)
+    assert (found["long_num_prompts"], found["long_input_mean"], found["short_num_prompts"]) == (40, 8192, 360)
+    assert found["input_mean"] == pytest.approx((40 * 8192 + 360 * found["short_input_mean"]) / 400, abs=0.01)
+
+
+def test_mixed_lengths_shrink_together_for_a_small_model() -> None:
+    fields: dict[str, Any] = {"dataset_name": "mixed", "num_prompts": 100, "mixed_long_share": 0.5}
+    whole = make(**fields)
+    small = make_dataset(DatasetArgs(**fields), VOCAB, 0, lambda: encode_words, 8256 // 4)
+    for large, item in zip(whole, small, strict=True):
+        for before, after in zip(lens([large]), lens([item]), strict=True):
+            assert after[0] == max(1, before[0] // 4)
+    assert max(item.num_tokens for item in small) == 8256 // 4
+    assert make_dataset(DatasetArgs(**fields), VOCAB, 0, lambda: encode_words, 10**6) == whole
+    with pytest.raises(ConfigError, match="mixed_long_share is 2"):
+        make(dataset_name="mixed", mixed_long_share=2.0)

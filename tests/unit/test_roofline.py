@@ -3,9 +3,12 @@
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jaxserve.core.config import ModelConfig, PoolConfig
-from jaxserve.runner.roofline import Rates, decode_s, prefill_s
+from jaxserve.runner.roofline import Rates, StepCost, StepCosts, decode_s, prefill_s
+from jaxserve.schedule.output import ScheduledRow, SchedulerOutput
 
 LLAMA_8B = ModelConfig(
     architecture="LlamaForCausalLM",
@@ -80,3 +83,74 @@ def test_padding_and_dtype_of_the_pool_and_width_of_the_weights_are_read() -> No
     assert step(PoolConfig("bfloat16", 4)) == weights + 3 * 2 * 10 * 2 * 2 * 4 * 2
     assert step(PoolConfig("float8_e4m3fn", 2)) == weights + 3 * 2 * 10 * 2 * 2 * 2
     assert step(PoolConfig("bfloat16", 2), 4) == 2 * weights + 3 * 2 * 10 * 2 * 2 * 2 * 2
+
+
+def a_step(rows: list[tuple[int, int]], *, samples: bool = True) -> SchedulerOutput:
+    """rows: (tokens in the pool already, tokens of this step), single ones first as the scheduler has them."""
+    ordered = sorted(rows, key=lambda row: row[1] > 1)
+    scheduled = [
+        ScheduledRow(f"r{i}", i, start, [7] * count, [], samples, start + count)
+        for i, (start, count) in enumerate(ordered)
+    ]
+    return SchedulerOutput(1, scheduled, [], sum(count for _, count in rows))
+
+
+@pytest.mark.parametrize("windows", [(), (4, None, 9)])
+@pytest.mark.parametrize("rates", [H200, Rates(1.0, 3.0), MEMORY_ONLY, COMPUTE_ONLY])
+@pytest.mark.parametrize(("num_rows", "context_len"), [(1, 1), (3, 20), (256, 1024)])
+def test_a_decode_step_costs_what_plans_say(
+    windows: tuple[int | None, ...], rates: Rates, num_rows: int, context_len: int
+) -> None:
+    model = replace(TINY, sliding_windows=windows)
+    cost = StepCosts(model, POOL, rates, itemsize=2).of(a_step([(context_len - 1, 1)] * num_rows))
+    whole_s = decode_s(model, POOL, rates, num_rows=num_rows, context_len=context_len, itemsize=2)
+    if not windows:  # plans take attention's layers together, a step takes those of each window
+        assert cost.floor_s == pytest.approx(whole_s)
+    assert cost.floor_s >= whole_s * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("windows", [(), (4, None, 9)])
+@pytest.mark.parametrize("chunk", [2, 5, 23, 100])
+@pytest.mark.parametrize("rates", [Rates(1.0, 3.0), MEMORY_ONLY, COMPUTE_ONLY])
+def test_chunks_cost_what_plans_say(windows: tuple[int | None, ...], chunk: int, rates: Rates) -> None:
+    model, num_tokens = replace(TINY, sliding_windows=windows), 24
+    costs = StepCosts(model, POOL, rates, itemsize=2)
+    starts = range(0, num_tokens, chunk)
+    steps = [
+        costs.of(a_step([(start, min(chunk, num_tokens - start))], samples=start + chunk >= num_tokens))
+        for start in starts
+    ]
+    whole_s = prefill_s(model, POOL, rates, num_tokens=num_tokens, chunk=chunk, itemsize=2)
+    assert sum(step.floor_s for step in steps) == pytest.approx(whole_s)
+
+
+@given(
+    rows=st.lists(st.tuples(st.integers(0, 60), st.integers(1, 30)), min_size=1, max_size=12),
+    windows=st.sampled_from([(), (4, None, 9), (1, 1, 100)]),
+)
+def test_bytes_and_operations_are_those_counted_one_by_one(
+    rows: list[tuple[int, int]], windows: tuple[int | None, ...]
+) -> None:
+    model, layer = replace(TINY, sliding_windows=windows), 8 * (4 + 2 * 2) * 2 + 4 * 2 * 8 + 3 * 8 * 14336
+    read_tokens = pairs = 0
+    for start, count in rows:
+        for window in windows or (None,) * 3:
+            seen = [
+                [key for key in range(query + 1) if window is None or query - key < window]
+                for query in range(start, start + count)
+            ]
+            pairs += sum(len(keys) for keys in seen)
+            read_tokens += len({key for keys in seen for key in keys})
+    num_tokens = sum(count for _, count in rows)
+    cost = StepCosts(model, PoolConfig("bfloat16", 4), None, itemsize=2).of(a_step(rows))
+    assert cost.read_bytes == 3 * layer * 2 + 50 * 8 * 2 + read_tokens * 2 * 2 * 4 * 2
+    assert cost.write_bytes == 3 * num_tokens * 2 * 2 * 4 * 2
+    assert cost.flops == 2 * 3 * layer * num_tokens + 2 * 50 * 8 * len(rows) + pairs * 4 * 4 * 2
+    assert cost.floor_s == 0
+
+
+def test_a_kernel_counts_for_what_limits_it() -> None:
+    cost = StepCost()
+    cost.add(8, 4, Rates(2.0, 4.0))
+    cost.add(8, 100, Rates(2.0, 4.0))
+    assert (cost.memory_s, cost.compute_s, cost.floor_s) == (4.0, 25.0, 29.0)
