@@ -9,7 +9,7 @@ from jaxserve.batch.step_batch import PackedStep
 from jaxserve.core.config import EngineConfig
 from jaxserve.runner.checks import check_step
 from jaxserve.sampling.rows import RowSampling
-from jaxserve.schedule.output import RowStart, ScheduledRow, SchedulerOutput
+from jaxserve.schedule.output import PENDING_TOKEN, RowStart, ScheduledRow, SchedulerOutput
 
 
 @dataclass(slots=True)
@@ -131,7 +131,10 @@ class BatchBuilder:
         step["last_tokens_B"][:count] = ends - 1
         firsts = np.array([row.start for row in rows], np.int32)
         step["context_lens_B"][:count] = firsts + lengths
-        step["token_ids_T"][:total] = [token for row in rows for token in row.token_ids]
+        token_ids = np.array([token for row in rows for token in row.token_ids], np.int32)
+        pending = np.flatnonzero(token_ids == PENDING_TOKEN)  # rows of one token come first: token i is row i's
+        token_ids[pending] = [-1 - rows[i].row for i in pending]
+        step["token_ids_T"][:total] = token_ids
         positions = np.arange(total, dtype=np.int32) + np.repeat(firsts - (ends - lengths), lengths)
         step["positions_T"][:total] = positions
         prompt_lens = np.array([row.num_prompt_tokens for row in rows], np.int32)
