@@ -462,8 +462,8 @@ def test_what_was_scheduled_past_an_end_finds_no_taker():
     add(scheduler, "a", 4)
     add(scheduler, "b", 4)
     first, second = run_ahead(scheduler)
-    ends = {"a": RowResult("a", EOS)}
-    assert [one.finish_reason for one in scheduler.update(first, answer(first, **ends))] == [FinishReason.STOP, None]
+    ended = scheduler.update(first, answer(first, a=RowResult("a", EOS)))
+    assert [one.finish_reason for one in ended] == [FinishReason.STOP, None]
     scheduler.check()
     again = add(scheduler, "a", 2)
     third = scheduler.schedule()  # a newcomer in the row and the pages of the one that ended, of the same id too
