@@ -93,7 +93,7 @@ class ModelRunner:
         try:
             results = read_results(flight.scheduled.rows, flight.rows, jax.device_get(flight.wanted))
             for result, row in zip(results, flight.rows, strict=True):
-                if result.token_id is not None:
+                if result.token_id is not None and not row.sampling.is_settled:
                     self._count_token(row, result.token_id)
         except jax.errors.JaxRuntimeError as error:
             raise StepFailedError(str(error)) from error

@@ -1,6 +1,7 @@
 """`SchedulerOutput`: the scheduler's one decision of one step, complete enough to be replayed elsewhere."""
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from jaxserve.core.params import SamplingParams
 
@@ -8,9 +9,8 @@ PENDING_TOKEN = -1
 """In a row's token_ids: what the same row sampled in the step before. Only the device knows it yet."""
 
 
-@dataclass(frozen=True, slots=True)
-class ScheduledRow:
-    """The tokens of one request that this step computes.
+class ScheduledRow(NamedTuple):
+    """The tokens of one request that this step computes. (A tuple: made for every running request in every step.)
 
     row: the request's sampling-state row on the device, 0..max_num_seqs-1.
     token_ids: ids of positions [start, start + len(token_ids)); at least one. All known, or PENDING_TOKEN alone.

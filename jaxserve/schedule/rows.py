@@ -23,15 +23,17 @@ def scheduled_row(request: Request, stop: int) -> ScheduledRow:
     Prompt log probabilities are asked for only where some of the chunk's were not delivered yet.
     """
     assert request.row is not None
-    start, num_prompt = request.num_reached_tokens, request.num_prompt_tokens
-    has_unsent = min(stop, num_prompt - 1) > max(start, request.num_prompt_logprobs_sent)
+    start, num_prompt, num_tokens = request.num_reached_tokens, len(request.prompt_token_ids), request.num_tokens
+    num_prompt_logprobs = request.params.prompt_logprobs
+    if num_prompt_logprobs is not None and min(stop, num_prompt - 1) <= max(start, request.num_prompt_logprobs_sent):
+        num_prompt_logprobs = None
     return ScheduledRow(
         request_id=request.request_id,
         row=request.row,
         start=start,
-        token_ids=request.tokens(start, stop) if start < request.num_tokens else [PENDING_TOKEN],
+        token_ids=request.tokens(start, stop) if start < num_tokens else [PENDING_TOKEN],
         page_ids=request.page_ids.copy(),
-        samples=stop == request.num_tokens + request.num_pending_tokens,
+        samples=stop == num_tokens + request.num_pending_tokens,
         num_prompt_tokens=num_prompt,
-        num_prompt_logprobs=request.params.prompt_logprobs if has_unsent else None,
+        num_prompt_logprobs=num_prompt_logprobs,
     )

@@ -116,7 +116,7 @@ class Scheduler:
             if num_left == 0:
                 continue
             num_later = len(self._running) - index  # each of them is promised one token
-            num_new = chunk_len(self.config, num_left, budget - num_later)
+            num_new = 1 if num_left == 1 else chunk_len(self.config, num_left, budget - num_later)
             if not self._make_room(request, request.num_reached_tokens + num_new, preempted):
                 break  # it was the last and gave its own pages up
             rows.append(self._scheduled(request, num_new))
@@ -201,6 +201,8 @@ class Scheduler:
         The pages that running prompts still need are spoken for, so that no prompt evicts another.
         """
         starts: list[RowStart] = []
+        if not self.queue or not self._free_rows:
+            return starts
         num_reserved = sum(self._num_missing_pages(request) for request in self._running)
         while self.queue and self._free_rows and budget > 0:
             request = self.queue.peek()
