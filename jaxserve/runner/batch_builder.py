@@ -29,7 +29,7 @@ class Row:
 
 @dataclass(slots=True)
 class RowArrays:
-    """Per state row, what every step gathers for its batch rows: numbers set once at the row's start."""
+    """Per state row, what every step gathers for its batch rows: numbers set at its start; has_bias also later."""
 
     num_rows: int
     floats: dict[str, np.ndarray] = field(default_factory=dict[str, np.ndarray])
@@ -38,6 +38,7 @@ class RowArrays:
     is_random_R: np.ndarray = field(init=False)
     has_filters_R: np.ndarray = field(init=False)
     has_penalties_R: np.ndarray = field(init=False)
+    has_bias_R: np.ndarray = field(init=False)
     wants_logprobs_R: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
@@ -46,7 +47,7 @@ class RowArrays:
         self.seeds_R2 = np.zeros((self.num_rows, 2), np.int32)
         self.top_k_R = np.zeros(self.num_rows, np.int32)
         self.is_random_R, self.has_filters_R = np.zeros((2, self.num_rows), np.bool_)
-        self.has_penalties_R, self.wants_logprobs_R = np.zeros((2, self.num_rows), np.bool_)
+        self.has_penalties_R, self.has_bias_R, self.wants_logprobs_R = np.zeros((3, self.num_rows), np.bool_)
 
     def load(self, start: RowStart, sampling: RowSampling) -> None:
         row, params = start.row, start.params
@@ -66,7 +67,7 @@ class RowArrays:
         self.top_k_R[row] = max(params.top_k, 0)
         self.is_random_R[row] = params.temperature > 0
         self.has_filters_R[row] = params.top_k > 0 or params.top_p < 1 or params.min_p > 0
-        self.has_penalties_R[row] = sampling.has_penalties
+        self.has_penalties_R[row], self.has_bias_R[row] = sampling.has_penalties, sampling.has_bias
         self.wants_logprobs_R[row] = params.logprobs is not None
 
 
@@ -91,6 +92,10 @@ class BatchBuilder:
         self.rows[start.row] = row
         self._arrays.load(start, sampling)
         return row
+
+    def note_bias(self, row: Row) -> None:
+        """The row's bias has changed."""
+        self._arrays.has_bias_R[row.start.row] = row.sampling.has_bias
 
     def row(self, index: int) -> Row:
         row = self.rows[index]
@@ -187,7 +192,7 @@ class BatchBuilder:
         step["use_filters"][...] = bool(arrays.has_filters_R[random_rows].any())
         step["use_logprobs"][...] = bool(arrays.wants_logprobs_R[sampling_rows].any())
         step["use_penalties"][...] = bool(arrays.has_penalties_R[sampling_rows].any())
-        step["use_bias"][...] = any(self.row(row.row).sampling.has_bias for row in rows if row.samples)
+        step["use_bias"][...] = bool(arrays.has_bias_R[sampling_rows].any())
 
 
 def _pages_of(rows: list[ScheduledRow], page_size: int) -> np.ndarray:

@@ -125,6 +125,7 @@ class ModelRunner:
         bias = row.sampling.update(token_id)
         if bias is not None and self._builder.rows[index] is row:
             self._dirty_rows[index] = True
+            self._builder.note_bias(row)
             self._set_sampling(self._row_programs.load_bias(self._state.sampling, np.int32(index), bias))
 
     def _set_sampling(self, sampling: SamplingState) -> None:

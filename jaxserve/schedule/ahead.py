@@ -18,15 +18,22 @@ def num_left_tokens(request: Request, max_model_len: int) -> int:
     return num_tokens - request.num_computed_tokens - request.num_scheduled_tokens
 
 
+def may_have_to_see(request: Request) -> bool:
+    """Whether `must_see_token` can ever be true of this request."""
+    return request.params.min_tokens > 0 or _has_long_bad_words(request)
+
+
 def must_see_token(request: Request) -> bool:
     """Whether the next step's biases depend on the token that is pending, so that the host must read it first.
 
     The device counts tokens for penalties by itself; `RowSampling.update` sets biases, on the host. They change
     when the min_tokens-th output lifts the ban on stops, and after any token where bad words are longer than one.
     """
-    params = request.params
-    if not request.num_pending_tokens or not (params.min_tokens or params.bad_words_token_ids):
+    if not request.num_pending_tokens:
         return False
-    if params.min_tokens and len(request.output_token_ids) + request.num_pending_tokens == params.min_tokens:
-        return True
-    return any(len(word) > 1 for word in params.bad_words_token_ids or ())
+    num_outputs = len(request.output_token_ids) + request.num_pending_tokens
+    return num_outputs == request.params.min_tokens or _has_long_bad_words(request)
+
+
+def _has_long_bad_words(request: Request) -> bool:
+    return any(len(word) > 1 for word in request.params.bad_words_token_ids or ())

@@ -25,7 +25,7 @@ from jaxserve.core.outputs import EngineOutput, FinishReason
 from jaxserve.core.request import Request
 from jaxserve.core.step_result import RowResult
 from jaxserve.schedule.admission import check_config, check_queue, check_request
-from jaxserve.schedule.ahead import must_see_token, num_left_tokens
+from jaxserve.schedule.ahead import may_have_to_see, must_see_token, num_left_tokens
 from jaxserve.schedule.chunks import chunk_len, first_chunk_len
 from jaxserve.schedule.finish import NON_FINITE, finish_of
 from jaxserve.schedule.integrity import Flight, check_flights, check_requests, check_rows, check_tables
@@ -60,6 +60,7 @@ class Scheduler:
         self._clock = clock
         self._requests: dict[str, Request] = {}
         self._running: list[Request] = []  # in queue order: the last is the first to lose its pages
+        self._watched: list[Request] = []  # those running of which `must_see_token` can be true; mostly none
         self._free_rows = list(range(config.max_num_seqs))  # a heap
         self._in_flight: deque[Flight] = deque()  # scheduled, not updated: at most two, none without a taker
         self._step_id = 0
@@ -75,7 +76,7 @@ class Scheduler:
         """Whether `schedule` may be called now: at most one step is in flight and the next needs none of its tokens."""
         if not self._in_flight:
             return True
-        return len(self._in_flight) == 1 and not any(map(must_see_token, self._running))
+        return len(self._in_flight) == 1 and not any(map(must_see_token, self._watched))
 
     def awaits(self, step_id: int) -> bool:
         """Whether any request still waits for this step's results; if not, they need not be read."""
@@ -124,10 +125,12 @@ class Scheduler:
         starts = self._admit(budget, rows) if not preempted else []  # or a victim might be back in the same step
         if not rows:
             return None
-        rows.sort(key=lambda row: len(row.token_ids) > 1)
+        num_tokens = sum([len(row.token_ids) for row in rows])
+        if num_tokens > len(rows):
+            rows.sort(key=lambda row: len(row.token_ids) > 1)
         self._step_id += 1
         self._in_flight.append(Flight(self._step_id, {row.request_id: row for row in rows}))
-        return SchedulerOutput(self._step_id, rows, starts, sum(len(row.token_ids) for row in rows), preempted)
+        return SchedulerOutput(self._step_id, rows, starts, num_tokens, preempted)
 
     def update(self, output: SchedulerOutput, results: list[RowResult]) -> list[EngineOutput]:
         """Books a step's results: new tokens, and which requests they end.
@@ -178,6 +181,7 @@ class Scheduler:
         """Asserts that every ledger agrees with every other."""
         check_requests(self._requests, self._running, self.queue)
         check_flights(self._in_flight, self._running)
+        assert {id(request) for request in self._watched} == {id(r) for r in self._running if may_have_to_see(r)}
         check_rows(self._running, self._free_rows, self.config.max_num_seqs)
         check_tables(self._running, self.cache)
 
@@ -226,6 +230,8 @@ class Scheduler:
         self.cache.open(request, hits)
         request.row = heapq.heappop(self._free_rows)
         bisect.insort(self._running, request, key=self.queue.key)
+        if may_have_to_see(request):
+            self._watched.append(request)
         if request.admitted_time_s is None:  # what a preempted request finds is its own: no merit of the cache
             request.admitted_time_s = self._clock()
             request.num_cached_tokens = request.num_computed_tokens
@@ -296,6 +302,8 @@ class Scheduler:
         heapq.heappush(self._free_rows, request.row)
         request.row = None
         request.num_scheduled_tokens = request.num_pending_tokens = 0
+        if request in self._watched:
+            self._watched.remove(request)
         for flight in self._in_flight:
             flight.rows.pop(request.request_id, None)
         self._in_flight = deque(flight for flight in self._in_flight if flight.rows)
