@@ -14,11 +14,16 @@ from jaxserve.schedule.output import PENDING_TOKEN, RowStart, ScheduledRow, Sche
 
 @dataclass(slots=True)
 class Row:
-    """What the host knows of one state row. page_ids: the page-table line as the device has it."""
+    """What the host knows of one state row.
+
+    page_ids: the page-table line as the device has it. pending_position: where the token goes that the row's
+    last step samples, None if it samples none (kept with check_inputs only).
+    """
 
     start: RowStart
     sampling: RowSampling
     page_ids: list[int] = field(default_factory=list[int])
+    pending_position: int | None = None
 
     def changed_columns(self, page_ids: list[int]) -> list[int]:
         """Columns where a longer (or, by a shared twin page, exchanged) table differs from the device's."""
@@ -124,7 +129,16 @@ class BatchBuilder:
         self._fill_sampling(step, output.rows)
         if self._config.check_inputs:
             check_step(step, output, self._config)
+            self._check_pending(output.rows)
         return step
+
+    def _check_pending(self, rows: list[ScheduledRow]) -> None:
+        """Raise AssertionError where a row goes on with a token that its last step did not sample."""
+        for row in rows:
+            mirror = self.row(row.row)
+            is_sampled = mirror.pending_position == row.start
+            assert is_sampled or row.token_ids != [PENDING_TOKEN], f"{row.request_id}: nobody samples the pending token"
+            mirror.pending_position = row.start + len(row.token_ids) if row.samples else None
 
     def empty_step(self, bucket: Bucket) -> PackedStep:
         """A step of padding only: computes nothing that is kept (for warm-up, and to be filled)."""

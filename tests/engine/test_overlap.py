@@ -20,6 +20,7 @@ from jaxserve.llm import LLM
 from jaxserve.runner.model_runner import StepFailedError
 from jaxserve.sampling.rows import RowSampling
 from jaxserve.schedule.ahead import must_see_token
+from jaxserve.schedule.output import PENDING_TOKEN, RowStart, ScheduledRow, SchedulerOutput
 
 VOCAB = 512
 
@@ -90,6 +91,16 @@ def test_no_async_scheduling_waits_for_each_step(engines, monkeypatch):
     log = Log(engines["waits"].core, monkeypatch)
     engines["waits"].run([Wish(prompt(i), plain(), arrives=i) for i in range(4)])
     assert log.most_in_flight() == 1
+
+
+def test_the_debug_mode_sees_a_pending_token_that_nobody_samples(core):
+    builder = core.runner._builder
+    builder.start_row(RowStart(0, "x", plain(), 0, [5], []))
+    builder.build(SchedulerOutput(1, [ScheduledRow("x", 0, 0, [5], [0], True, 1)], num_tokens=1))
+    output = SchedulerOutput(2, [ScheduledRow("x", 0, 1, [PENDING_TOKEN], [0], True, 1)], num_tokens=1)
+    assert builder.build(output)["token_ids_T"].tolist() == [-1], "what state row 0 sampled"
+    with pytest.raises(AssertionError, match="nobody samples"):
+        builder.build(output)
 
 
 @pytest.mark.parametrize(
