@@ -120,6 +120,7 @@ class EngineCore:
             self._num_failed_steps += 1
             if self._num_failed_steps >= _MAX_FAILED_STEPS:
                 raise EngineDead(f"{_MAX_FAILED_STEPS} steps in a row failed; the last with: {error}") from error
+            self._flights.clear()
             self.scheduler.fail_step()
             self.runner.rebuild()
         self._drop_unawaited()
@@ -152,9 +153,9 @@ class EngineCore:
 
     def _drop_unawaited(self) -> None:
         """Steps whose requests have all ended (or run again from the start) are not waited for."""
-        if not all(self.scheduler.awaits(flight.scheduled.step_id) for flight in self._flights):
-            kept = [flight for flight in self._flights if self.scheduler.awaits(flight.scheduled.step_id)]
-            self._flights = deque(kept)
+        for place in reversed(range(len(self._flights))):
+            if not self.scheduler.awaits(self._flights[place].scheduled.step_id):
+                del self._flights[place]
 
     def stats(self) -> SchedulerStats:
         """Gauges of now and counters since the start."""
