@@ -26,7 +26,8 @@ class StepBatch:
     """One step's inputs on the device. B rows, T tokens, U page-table updates.
 
     Tokens (padding: slot out of range, position 0):
-    token_ids_T, positions_T; slots_T: where its key and value go; rope_lens_T: length that sets the
+    token_ids_T: an id below 0 stands for what state row -1 - id sampled in the step before;
+    positions_T; slots_T: where its key and value go; rope_lens_T: length that sets the
     rotary scaling; next_ids_T: the known token that follows, for prompt log probabilities.
     Rows (padding: context_len 0, state_rows out of range):
     context_lens_B; query_starts (B + 1); last_tokens_B: index in T of the row's last token;

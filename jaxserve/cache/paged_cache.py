@@ -47,6 +47,8 @@ class PagedCache:
     def grow(self, request: Request, num_tokens: int) -> bool:
         """Lengthens the table to num_tokens tokens; False (and nothing changed) if too few pages are free."""
         num_new = self.num_pages_of(num_tokens) - len(request.page_ids)
+        if num_new <= 0:
+            return True
         if num_new > self.pages.num_free:
             return False
         for _ in range(num_new):

@@ -219,6 +219,9 @@ class EngineArgs:
     max_num_queued_tokens: int | None = arg(
         None, "Prompt tokens that may wait; more are refused with 503.", "scheduler"
     )
+    async_scheduling: bool = arg(
+        True, "Dispatch the next step before the last one's tokens are read; no output depends on it.", "scheduler"
+    )
     tensor_parallel_size: int = arg(1, "GPUs one model is split over.", "parallel")
     max_logprobs: int = arg(
         20, "The most log probabilities a request may ask for; -1 for the whole vocabulary.", "sampling"

@@ -16,7 +16,8 @@ class Request:
         [0, num_cached_tokens)    read from the prefix cache at the first admission
         [0, num_computed_tokens)  keys and values are in the pool
         [0, num_tokens)           known: prompt plus what was sampled
-    A step computes [num_computed_tokens, num_computed_tokens + num_scheduled_tokens).
+    Steps in flight compute [num_computed_tokens, num_computed_tokens + num_scheduled_tokens) and sample
+    [num_tokens, num_tokens + num_pending_tokens), which the host does not know yet.
 
     row: index of the request's sampling-state row on the device while running, else None.
     page_ids: pages held, in order of position; page_ids[i] holds positions [i*Z, (i+1)*Z).
@@ -35,6 +36,8 @@ class Request:
     cache_salt: str | None = None
     output_token_ids: list[int] = field(default_factory=list)
     num_computed_tokens: int = 0
+    num_scheduled_tokens: int = 0
+    num_pending_tokens: int = 0
     num_cached_tokens: int = 0
     page_ids: list[int] = field(default_factory=list)
     page_hashes: list[bytes] = field(default_factory=list)
@@ -53,6 +56,11 @@ class Request:
     @property
     def num_tokens(self) -> int:
         return len(self.prompt_token_ids) + len(self.output_token_ids)
+
+    @property
+    def num_reached_tokens(self) -> int:
+        """Where the next step goes on: tokens computed, those of steps in flight included."""
+        return self.num_computed_tokens + self.num_scheduled_tokens
 
     def tokens(self, start: int, stop: int) -> list[int]:
         """Token ids of positions [start, stop) across prompt and output."""

@@ -7,7 +7,7 @@ from jaxserve.core.outputs import TokenLogprobs
 
 @dataclass(slots=True)
 class RowResult:
-    """token_id: the sampled token, None where the row did not sample (a prompt chunk).
+    """token_id: the sampled token, None where the row did not sample (a prompt chunk) or is not finite.
 
     logprobs: of the sampled token, where the request asked; prompt_logprobs: entries for the
     prompt positions p+1 predicted by this chunk's positions p (only those inside the prompt).

@@ -1,7 +1,8 @@
-"""`EngineCore`: scheduler plus model runner, one step at a time. The only engine part that needs jax."""
+"""`EngineCore`: scheduler plus model runner, one step ahead of the tokens. The only engine part that needs jax."""
 
 import random
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ from jaxserve.runner.compile_cache import CompileCounter, enable_compile_cache
 from jaxserve.runner.device import claim_device
 from jaxserve.runner.memory import memory_in_use
 from jaxserve.runner.meter import StepMeter, step_costs
-from jaxserve.runner.model_runner import ModelRunner, StepFailedError
+from jaxserve.runner.model_runner import InFlight, ModelRunner, StepFailedError
 from jaxserve.runner.resolve import describe, resolve
 from jaxserve.runner.roofline import Rates
 from jaxserve.schedule.scheduler import Scheduler
@@ -74,6 +75,8 @@ class EngineCore:
         self.info = engine_info(self.config, device.kind, times, costs.rates)
         self._compiles_at_start = self._compiles.count
         self._seeds = random.Random(args.seed)
+        self._is_async = args.async_scheduling
+        self._flights: deque[InFlight] = deque()  # dispatched, not collected; of two the second is one step ahead
         self._num_failed_steps = 0
         self._num_steps = self._num_step_tokens = self._num_corrupted = 0
 
@@ -104,35 +107,65 @@ class EngineCore:
 
     def abort(self, ids: list[str]) -> list[EngineOutput]:
         """End these requests now; unknown ids are ignored."""
-        return self.scheduler.abort(ids)
+        news = self.scheduler.abort(ids)
+        self._drop_unawaited()
+        return news
 
     def step(self) -> list[EngineOutput]:
-        """Schedule, run and book one step; the news of its requests.
+        """Dispatch the next step, then wait for the one before and book it; the news of its requests.
 
-        A step that the device refuses costs no request anything but time: the pool is rebuilt and
-        everything that ran is recomputed. Raises EngineDead if that happens again and again.
+        Nothing waits for the step just dispatched unless the one after depends on its tokens, so the device has
+        work while the host books. A step that the device refuses costs no request anything but time: the pool is
+        rebuilt and everything that ran is recomputed. Raises EngineDead if that happens again and again.
         """
-        scheduled = self.scheduler.schedule()
-        if scheduled is None:
-            return []
+        news: list[EngineOutput] = []
+        self._drop_unawaited()
         try:
-            flight = self.runner.dispatch(scheduled)
-            self._meter.dispatched(scheduled, time.monotonic())
-            results = self.runner.collect(flight)
-            self._meter.collected(time.monotonic())
+            self._advance(news)
         except StepFailedError as error:
             self._num_failed_steps += 1
             if self._num_failed_steps >= _MAX_FAILED_STEPS:
                 raise EngineDead(f"{_MAX_FAILED_STEPS} steps in a row failed; the last with: {error}") from error
+            self._flights.clear()
             self.scheduler.fail_step()
             self.runner.rebuild()
             self._meter.failed(time.monotonic())
-            return []
+        self._drop_unawaited()
+        return news
+
+    def _advance(self, news: list[EngineOutput]) -> None:
+        """One step more in flight, then all out of flight that need not be; their news are appended."""
+        scheduled = self.scheduler.schedule()
+        if scheduled is not None:
+            try:
+                self._flights.append(self.runner.dispatch(scheduled))
+                self._meter.dispatched(scheduled, time.monotonic())
+            except StepFailedError:
+                while self._flights:  # they were dispatched before it: their tokens are good
+                    news += self._land()
+                raise
+        while len(self._flights) > (1 if scheduled is not None and self._is_async else 0):
+            news += self._land()
+        if self._flights and not self.scheduler.may_run_ahead:
+            news += self._land()
+
+    def _land(self) -> list[EngineOutput]:
+        """Wait for the oldest step in flight and book it."""
+        flight = self._flights.popleft()
+        results = self.runner.collect(flight)
+        self._meter.collected(time.monotonic())
         self._num_failed_steps = 0
         self._num_steps += 1
-        self._num_step_tokens += scheduled.num_tokens
+        self._num_step_tokens += flight.scheduled.num_tokens
         self._num_corrupted += sum(not result.is_finite for result in results)
-        return self.scheduler.update(scheduled, results)
+        return self.scheduler.update(flight.scheduled, results)
+
+    def _drop_unawaited(self) -> None:
+        """Steps whose requests have all ended (or run again from the start) are not waited for."""
+        for place in reversed(range(len(self._flights))):
+            if not self.scheduler.awaits(self._flights[place].scheduled.step_id):
+                del self._flights[place]
+                self._meter.dropped(place)
 
     def stats(self) -> SchedulerStats:
         """Gauges of now and counters since the start."""
@@ -158,6 +191,7 @@ class EngineCore:
 
     def close(self) -> None:
         """Give the device's memory back."""
+        self._flights.clear()
         del self.runner
 
 

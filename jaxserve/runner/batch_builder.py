@@ -9,29 +9,32 @@ from jaxserve.batch.step_batch import PackedStep
 from jaxserve.core.config import EngineConfig
 from jaxserve.runner.checks import check_step
 from jaxserve.sampling.rows import RowSampling
-from jaxserve.schedule.output import RowStart, ScheduledRow, SchedulerOutput
+from jaxserve.schedule.output import PENDING_TOKEN, RowStart, ScheduledRow, SchedulerOutput
 
 
 @dataclass(slots=True)
 class Row:
-    """What the host knows of one state row. page_ids: the page-table line as the device has it."""
+    """What the host knows of one state row.
+
+    page_ids: the page-table line as the device has it. pending_position: where the token goes that the row's
+    last step samples, None if it samples none (kept with check_inputs only).
+    """
 
     start: RowStart
     sampling: RowSampling
     page_ids: list[int] = field(default_factory=list[int])
+    pending_position: int | None = None
 
     def changed_columns(self, page_ids: list[int]) -> list[int]:
         """Columns where a longer (or, by a shared twin page, exchanged) table differs from the device's."""
-        known = len(self.page_ids)
-        exchanged = (
-            [] if page_ids[:known] == self.page_ids else [i for i in range(known) if page_ids[i] != self.page_ids[i]]
-        )
-        return exchanged + list(range(known, len(page_ids)))
+        known = range(len(self.page_ids))
+        exchanged = [i for i in known if page_ids[i] != self.page_ids[i]]
+        return exchanged + list(range(len(self.page_ids), len(page_ids)))
 
 
 @dataclass(slots=True)
 class RowArrays:
-    """Per state row, what every step gathers for its batch rows: numbers set once at the row's start."""
+    """Per state row, what every step gathers for its batch rows: numbers set at its start; has_bias also later."""
 
     num_rows: int
     floats: dict[str, np.ndarray] = field(default_factory=dict[str, np.ndarray])
@@ -39,6 +42,8 @@ class RowArrays:
     top_k_R: np.ndarray = field(init=False)
     is_random_R: np.ndarray = field(init=False)
     has_filters_R: np.ndarray = field(init=False)
+    has_penalties_R: np.ndarray = field(init=False)
+    has_bias_R: np.ndarray = field(init=False)
     wants_logprobs_R: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
@@ -46,9 +51,10 @@ class RowArrays:
         self.floats = {name: np.zeros(self.num_rows, np.float32) for name in names}
         self.seeds_R2 = np.zeros((self.num_rows, 2), np.int32)
         self.top_k_R = np.zeros(self.num_rows, np.int32)
-        self.is_random_R, self.has_filters_R, self.wants_logprobs_R = np.zeros((3, self.num_rows), np.bool_)
+        self.is_random_R, self.has_filters_R = np.zeros((2, self.num_rows), np.bool_)
+        self.has_penalties_R, self.has_bias_R, self.wants_logprobs_R = np.zeros((3, self.num_rows), np.bool_)
 
-    def load(self, start: RowStart) -> None:
+    def load(self, start: RowStart, sampling: RowSampling) -> None:
         row, params = start.row, start.params
         values = (
             params.temperature,
@@ -66,6 +72,7 @@ class RowArrays:
         self.top_k_R[row] = max(params.top_k, 0)
         self.is_random_R[row] = params.temperature > 0
         self.has_filters_R[row] = params.top_k > 0 or params.top_p < 1 or params.min_p > 0
+        self.has_penalties_R[row], self.has_bias_R[row] = sampling.has_penalties, sampling.has_bias
         self.wants_logprobs_R[row] = params.logprobs is not None
 
 
@@ -88,8 +95,12 @@ class BatchBuilder:
         )
         row = Row(start, sampling)
         self.rows[start.row] = row
-        self._arrays.load(start)
+        self._arrays.load(start, sampling)
         return row
+
+    def note_bias(self, row: Row) -> None:
+        """The row's bias has changed."""
+        self._arrays.has_bias_R[row.start.row] = row.sampling.has_bias
 
     def row(self, index: int) -> Row:
         row = self.rows[index]
@@ -100,9 +111,14 @@ class BatchBuilder:
         """Rows with more new pages than their tokens account for (a prefix-cache hit): load their whole line."""
         return [
             row
-            for row in output.rows
-            if len(self.row(row.row).changed_columns(row.page_ids)) > len(row.token_ids) // self._page_size + 1
+            for row, mirror in self._with_new_pages(output.rows)
+            if len(mirror.changed_columns(row.page_ids)) > len(row.token_ids) // self._page_size + 1
         ]
+
+    def _with_new_pages(self, rows: list[ScheduledRow]) -> list[tuple[ScheduledRow, Row]]:
+        """Rows whose table is not as the device has it; few in a step of decodes."""
+        mirrors = [self.row(row.row) for row in rows]
+        return [pair for pair in zip(rows, mirrors, strict=True) if pair[0].page_ids != pair[1].page_ids]
 
     def build(self, output: SchedulerOutput) -> PackedStep:
         """The packed inputs of this step, in the smallest bucket that holds it."""
@@ -113,7 +129,16 @@ class BatchBuilder:
         self._fill_sampling(step, output.rows)
         if self._config.check_inputs:
             check_step(step, output, self._config)
+            self._check_pending(output.rows)
         return step
+
+    def _check_pending(self, rows: list[ScheduledRow]) -> None:
+        """Raise AssertionError where a row goes on with a token that its last step did not sample."""
+        for row in rows:
+            mirror = self.row(row.row)
+            is_sampled = mirror.pending_position == row.start
+            assert is_sampled or row.token_ids != [PENDING_TOKEN], f"{row.request_id}: nobody samples the pending token"
+            mirror.pending_position = row.start + len(row.token_ids) if row.samples else None
 
     def empty_step(self, bucket: Bucket) -> PackedStep:
         """A step of padding only: computes nothing that is kept (for warm-up, and to be filled)."""
@@ -131,14 +156,15 @@ class BatchBuilder:
         step["last_tokens_B"][:count] = ends - 1
         firsts = np.array([row.start for row in rows], np.int32)
         step["context_lens_B"][:count] = firsts + lengths
-        step["token_ids_T"][:total] = [token for row in rows for token in row.token_ids]
+        token_ids = np.array([token for row in rows for token in row.token_ids], np.int32)
+        pending = np.flatnonzero(token_ids == PENDING_TOKEN)  # rows of one token come first: token i is row i's
+        token_ids[pending] = [-1 - rows[i].row for i in pending]
+        step["token_ids_T"][:total] = token_ids
         positions = np.arange(total, dtype=np.int32) + np.repeat(firsts - (ends - lengths), lengths)
         step["positions_T"][:total] = positions
         prompt_lens = np.array([row.num_prompt_tokens for row in rows], np.int32)
         step["rope_lens_T"][:total] = np.maximum(np.repeat(prompt_lens, lengths), positions + 1)
-        # Pages of the scheduled positions: a row of n tokens touches few pages, found by position.
-        pages = np.concatenate([_pages_of(row, size) for row in rows])
-        step["slots_T"][:total] = pages * size + positions % size
+        step["slots_T"][:total] = _pages_of(rows, size) * size + positions % size
         self._fill_next_ids(step, rows, ends)
 
     def _fill_next_ids(self, step: PackedStep, rows: list[ScheduledRow], ends: np.ndarray) -> None:
@@ -154,16 +180,14 @@ class BatchBuilder:
     def _fill_pages(self, step: PackedStep, rows: list[ScheduledRow]) -> None:
         """Page-table columns the device does not have yet."""
         used = 0
-        for row in rows:
-            mirror = self.row(row.row)
+        for row, mirror in self._with_new_pages(rows):
             columns = mirror.changed_columns(row.page_ids)
-            if columns:
-                where = slice(used, used + len(columns))
-                step["update_rows_U"][where] = row.row
-                step["update_columns_U"][where] = columns
-                step["update_pages_U"][where] = [row.page_ids[column] for column in columns]
-                used += len(columns)
-                mirror.page_ids = row.page_ids
+            where = slice(used, used + len(columns))
+            step["update_rows_U"][where] = row.row
+            step["update_columns_U"][where] = columns
+            step["update_pages_U"][where] = [row.page_ids[column] for column in columns]
+            used += len(columns)
+            mirror.page_ids = row.page_ids
 
     def _fill_sampling(self, step: PackedStep, rows: list[ScheduledRow]) -> None:
         count, arrays = len(rows), self._arrays
@@ -181,16 +205,21 @@ class BatchBuilder:
         step["use_random"][...] = bool(len(random_rows))
         step["use_filters"][...] = bool(arrays.has_filters_R[random_rows].any())
         step["use_logprobs"][...] = bool(arrays.wants_logprobs_R[sampling_rows].any())
-        mirrors = [self.row(int(row)).sampling for row in sampling_rows]
-        step["use_penalties"][...] = any(mirror.has_penalties for mirror in mirrors)
-        step["use_bias"][...] = any(mirror.has_bias for mirror in mirrors)
+        step["use_penalties"][...] = bool(arrays.has_penalties_R[sampling_rows].any())
+        step["use_bias"][...] = bool(arrays.has_bias_R[sampling_rows].any())
 
 
-def _pages_of(row: ScheduledRow, page_size: int) -> np.ndarray:
-    """The page id of each scheduled position of a row."""
-    first, count = row.start, len(row.token_ids)
-    if count == 1:
-        return np.array([row.page_ids[first // page_size]], np.int32)
+def _pages_of(rows: list[ScheduledRow], page_size: int) -> np.ndarray:
+    """The page id of each scheduled position of each row. Rows of one token come first, and are mostly all."""
+    num_single = sum(len(row.token_ids) == 1 for row in rows)
+    singles = [row.page_ids[row.start // page_size] for row in rows[:num_single]]
+    chunks = [_pages_of_chunk(row, page_size) for row in rows[num_single:]]
+    return np.concatenate([np.array(singles, np.int32), *chunks])
+
+
+def _pages_of_chunk(row: ScheduledRow, page_size: int) -> np.ndarray:
+    """A row of n tokens touches few pages, found by position."""
+    first, stop = row.start, row.start + len(row.token_ids)
     begin = first // page_size
-    touched = np.array(row.page_ids[begin : (first + count - 1) // page_size + 1], np.int32)
-    return touched[np.arange(first, first + count) // page_size - begin]
+    touched = np.array(row.page_ids[begin : (stop - 1) // page_size + 1], np.int32)
+    return touched[np.arange(first, stop) // page_size - begin]

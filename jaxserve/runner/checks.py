@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxserve.batch.step_batch import PackedStep
 from jaxserve.core.config import EngineConfig
-from jaxserve.schedule.output import SchedulerOutput
+from jaxserve.schedule.output import PENDING_TOKEN, SchedulerOutput
 
 
 def check_step(step: PackedStep, output: SchedulerOutput, config: EngineConfig) -> None:
@@ -20,7 +20,8 @@ def check_step(step: PackedStep, output: SchedulerOutput, config: EngineConfig) 
         assert len(set(row.page_ids)) == len(row.page_ids), f"{row.request_id}: one page twice in a table"
         assert row.start + len(row.token_ids) <= len(row.page_ids) * page_size, f"{row.request_id}: table too short"
         assert row.start + len(row.token_ids) <= config.scheduler.max_model_len
-        assert all(0 <= token < config.model.vocab_size for token in row.token_ids)
+        is_pending = row.token_ids == [PENDING_TOKEN]
+        assert is_pending or all(0 <= token < config.model.vocab_size for token in row.token_ids)
     slots = step["slots_T"][: output.num_tokens]
     assert ((slots >= 0) & (slots < num_pages * page_size)).all()
     assert len(np.unique(slots)) == len(slots), "two tokens of a step share a slot"

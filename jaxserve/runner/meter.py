@@ -61,6 +61,10 @@ class StepMeter:
         self._seconds[verdict(cost, step_s)] += step_s
         self._since_s, self._follows_step = now_s, True
 
+    def dropped(self, place: int) -> None:
+        """A step under way (0 is the oldest) will not be collected: nobody waits for it. It counts for nothing."""
+        del self._flights[place]
+
     def failed(self, now_s: float) -> None:
         """Steps under way are lost; their time counts for nothing."""
         self._flights.clear()

@@ -3,18 +3,16 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import accumulate
 
 import jax
 import numpy as np
-from jaxtyping import Array
 
 from jaxserve.batch.buckets import Bucket, make_grid
 from jaxserve.core.config import EngineConfig
-from jaxserve.core.outputs import TokenLogprobs
 from jaxserve.core.step_result import RowResult
 from jaxserve.models.weights import LoadedModel
 from jaxserve.runner.batch_builder import BatchBuilder, Row
+from jaxserve.runner.results import read_results
 from jaxserve.runner.step import StepOutput, initial_state
 from jaxserve.runner.warmup import RowPrograms, compile_row_programs, compile_steps
 from jaxserve.sampling.state import SamplingState
@@ -27,10 +25,15 @@ class StepFailedError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class InFlight:
-    """A dispatched step whose tokens were not read yet."""
+    """A dispatched step whose tokens were not read yet.
+
+    rows: the mirror of each scheduled row when it was dispatched; meanwhile another request may have its place.
+    wanted: of the step's output what the host will read, on its way there; the rest is None.
+    """
 
     scheduled: SchedulerOutput
-    output: StepOutput
+    rows: list[Row]
+    wanted: StepOutput
 
 
 class ModelRunner:
@@ -77,21 +80,20 @@ class ModelRunner:
             for row in self._builder.oversized_tables(scheduled):
                 self._load_table(row)
             step = self._builder.build(scheduled)
-            return InFlight(scheduled, self._run(step.bucket, step.vector))
+            rows = [self._builder.row(row.row) for row in scheduled.rows]
+            wanted = _wanted(self._run(step.bucket, step.vector), scheduled.rows, rows)
+            for array in jax.tree.leaves(wanted):
+                array.copy_to_host_async()
+            return InFlight(scheduled, rows, wanted)
         except jax.errors.JaxRuntimeError as error:
             raise StepFailedError(str(error)) from error
 
     def collect(self, flight: InFlight) -> list[RowResult]:
         """Wait for a step's tokens. Raises StepFailedError where the device failed meanwhile."""
         try:
-            host: StepOutput = jax.device_get(self._wanted(flight))
-            starts = accumulate((len(row.token_ids) for row in flight.scheduled.rows), initial=0)
-            results = [
-                self._result(i, first, row, host)
-                for i, (first, row) in enumerate(zip(starts, flight.scheduled.rows, strict=False))
-            ]
-            for result, row in zip(results, flight.scheduled.rows, strict=True):
-                if result.token_id is not None:
+            results = read_results(flight.scheduled.rows, flight.rows, jax.device_get(flight.wanted))
+            for result, row in zip(results, flight.rows, strict=True):
+                if result.token_id is not None and not row.sampling.is_settled:
                     self._count_token(row, result.token_id)
         except jax.errors.JaxRuntimeError as error:
             raise StepFailedError(str(error)) from error
@@ -100,47 +102,6 @@ class ModelRunner:
     def _run(self, bucket: Bucket, vector: np.ndarray) -> StepOutput:
         output, self._state = self._steps[bucket](self._leaves, self._state, vector)
         return output
-
-    def _wanted(self, flight: InFlight) -> StepOutput:
-        """Only what somebody asked for crosses to the host: the rest is replaced by None."""
-        output, rows = flight.output, flight.scheduled.rows
-        if all(row.num_prompt_logprobs is None for row in rows):
-            output = dataclasses.replace(output, prompt=None)
-        if all(self._builder.row(row.row).start.params.logprobs is None for row in rows):
-            slim = dataclasses.replace(
-                output.sampled, logprob_B=None, rank_B=None, top_ids_BK=None, top_logprobs_BK=None
-            )
-            output = dataclasses.replace(output, sampled=slim)
-        return output
-
-    def _result(self, index: int, first: int, row: ScheduledRow, host: StepOutput) -> RowResult:
-        sampled = host.sampled
-        result = RowResult(row.request_id, None, prompt_logprobs=self._prompt_logprobs(first, row, host))
-        if row.samples:
-            result.token_id = int(sampled.token_ids_B[index])
-            result.is_finite = bool(sampled.is_finite_B[index])
-            wanted = self._builder.row(row.row).start.params.logprobs
-            if wanted is not None:
-                top = (sampled.top_ids_BK[index], sampled.top_logprobs_BK[index])
-                result.logprobs = _entry(result.token_id, sampled.logprob_B[index], sampled.rank_B[index], top, wanted)
-        return result
-
-    def _prompt_logprobs(self, first: int, row: ScheduledRow, host: StepOutput) -> list[TokenLogprobs] | None:
-        """Entries for the prompt positions that this chunk's positions predict; first: its first token in the step."""
-        if row.num_prompt_logprobs is None:
-            return None
-        prompt = self._builder.row(row.row).start.prompt_token_ids
-        following = prompt[row.start + 1 : row.start + 1 + len(row.token_ids)]
-        return [
-            _entry(
-                token_id,
-                host.prompt.logprob_T[first + i],
-                host.prompt.rank_T[first + i],
-                (host.prompt.top_ids_TK[first + i], host.prompt.top_logprobs_TK[first + i]),
-                row.num_prompt_logprobs,
-            )
-            for i, token_id in enumerate(following)
-        ]
 
     def _load_sampling(self, row: Row) -> None:
         """Bring a starting row's biases and counts to the device, or wipe those of the row's last user."""
@@ -155,12 +116,17 @@ class ModelRunner:
         mask = sampling.prompt_mask_V if sampling.prompt_mask_V is not None else np.zeros(vocab_size, np.bool_)
         self._set_sampling(self._row_programs.load_row(self._state.sampling, np.int32(index), bias, counts, mask))
 
-    def _count_token(self, row: ScheduledRow, token_id: int) -> None:
-        """The host's mirror learns of a sampled token; a bias that this changes goes to the device."""
-        bias = self._builder.row(row.row).sampling.update(token_id)
-        if bias is not None:
-            self._dirty_rows[row.row] = True
-            self._set_sampling(self._row_programs.load_bias(self._state.sampling, np.int32(row.row), bias))
+    def _count_token(self, row: Row, token_id: int) -> None:
+        """The host's mirror learns of a sampled token; a bias that this changes goes to the device.
+
+        Not if another request has the row by now: the token came after its request's end, and is dropped.
+        """
+        index = row.start.row
+        bias = row.sampling.update(token_id)
+        if bias is not None and self._builder.rows[index] is row:
+            self._dirty_rows[index] = True
+            self._builder.note_bias(row)
+            self._set_sampling(self._row_programs.load_bias(self._state.sampling, np.int32(index), bias))
 
     def _set_sampling(self, sampling: SamplingState) -> None:
         self._state = dataclasses.replace(self._state, sampling=sampling)
@@ -176,7 +142,11 @@ class ModelRunner:
         self._builder.row(row.row).page_ids = row.page_ids
 
 
-def _entry(token_id: int, logprob: Array, rank: Array, top: tuple[Array, Array], wanted: int) -> TokenLogprobs:
-    ids, logprobs = top
-    count = len(ids) if wanted < 0 else min(wanted, len(ids))
-    return TokenLogprobs(token_id, float(logprob), int(rank), ids[:count].tolist(), logprobs[:count].tolist())
+def _wanted(output: StepOutput, rows: list[ScheduledRow], mirrors: list[Row]) -> StepOutput:
+    """Only what somebody asked for crosses to the host: the rest is replaced by None."""
+    if all(row.num_prompt_logprobs is None for row in rows):
+        output = dataclasses.replace(output, prompt=None)
+    if all(mirror.start.params.logprobs is None for mirror in mirrors):
+        slim = dataclasses.replace(output.sampled, logprob_B=None, rank_B=None, top_ids_BK=None, top_logprobs_BK=None)
+        output = dataclasses.replace(output, sampled=slim)
+    return output

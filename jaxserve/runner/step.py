@@ -75,7 +75,7 @@ class StepOutput:
     prompt: PromptLogprobs
 
 
-ForwardFunction = Callable[[list[Array], PagedState, Array | np.ndarray], tuple[Forward, PagedState]]
+ForwardFunction = Callable[[list[Array], PagedState, Array, Array | np.ndarray], tuple[Forward, PagedState]]
 SampleFunction = Callable[[Array, SamplingBatch, SamplingState], tuple[Sampled, SamplingState]]
 StepFunction = Callable[[list[Array], DeviceState, Array | np.ndarray], tuple[StepOutput, DeviceState]]
 
@@ -120,13 +120,18 @@ def make_forward(
     num_logprobs: int,
     attention_implementation: str = "auto",
 ) -> ForwardFunction:
-    """The model's half of a bucket's step: (weight leaves, paged state, packed vector) -> (Forward, paged state).
+    """The model's half of a bucket's step.
 
+    (weight leaves, paged state, last_tokens_R, packed vector) -> (Forward, paged state), the paged state to be
+    donated. last_tokens_R: see `SamplingState`; the sampler's half writes it.
     num_logprobs: K, log probabilities returned a prompt token where a row asks for any.
     """
 
-    def forward(leaves: list[Array], paged: PagedState, packed: Array | np.ndarray) -> tuple[Forward, PagedState]:
+    def forward(
+        leaves: list[Array], paged: PagedState, last_tokens_R: Array, packed: Array | np.ndarray
+    ) -> tuple[Forward, PagedState]:
         batch = unpack(jnp.asarray(packed), bucket, page_size)
+        token_ids_T = _known_tokens(batch.token_ids_T, last_tokens_R)
         page_table_RM = paged.page_table_RM.at[batch.update_rows_U, batch.update_columns_U].set(
             batch.update_pages_U, mode="drop"
         )
@@ -135,7 +140,7 @@ def make_forward(
             config, paged.pools, batch, page_table_BM, attention_implementation, paged.kv_scales_L2K
         )
         model = loaded.merge(leaves)
-        hidden_TD = model(batch.token_ids_T, batch.positions_T, batch.rope_lens_T, attend)
+        hidden_TD = model(token_ids_T, batch.positions_T, batch.rope_lens_T, attend)
         logits_BV = model.logits(hidden_TD[batch.last_tokens_B])
         prompt = _prompt_logprobs(model.logits, hidden_TD, batch, num_logprobs)
         after = PagedState(attend.pools, page_table_RM, paged.kv_scales_L2K)
@@ -153,11 +158,16 @@ def join(forward: ForwardFunction, sample: SampleFunction) -> StepFunction:
     """One step from its halves: inside one program, or over two compiled ones that run back to back."""
 
     def step(leaves: list[Array], state: DeviceState, packed: Array | np.ndarray) -> tuple[StepOutput, DeviceState]:
-        forwarded, paged = forward(leaves, state.paged, packed)
+        forwarded, paged = forward(leaves, state.paged, state.sampling.last_tokens_R, packed)
         sampled, sampling = sample(forwarded.logits_BV, forwarded.sampling, state.sampling)
         return StepOutput(sampled, forwarded.prompt), DeviceState(paged, sampling)
 
     return step
+
+
+def _known_tokens(token_ids_T: Int[Array, " T"], last_tokens_R: Int[Array, " R"]) -> Int[Array, " T"]:
+    """Ids as the host knows them, and for those below 0 what a row sampled in the step before."""
+    return jnp.where(token_ids_T < 0, last_tokens_R.at[-1 - token_ids_T].get(mode="clip"), token_ids_T)
 
 
 def _sampling_batch(batch: StepBatch) -> SamplingBatch:

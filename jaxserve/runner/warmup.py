@@ -46,13 +46,16 @@ def compile_steps(
     leaves_spec = specs(loaded.leaves)
     sample = make_sample(config.num_logprobs)
 
+    def forward_specs(bucket: Bucket) -> tuple[Any, ...]:
+        return leaves_spec, state_spec.paged, state_spec.sampling.last_tokens_R, packed_spec(config, bucket)
+
     def compile_forward(bucket: Bucket) -> ForwardFunction:
         forward = jax.jit(forward_of(config, loaded, bucket), donate_argnums=1)
-        return forward.lower(leaves_spec, state_spec.paged, packed_spec(config, bucket)).compile()
+        return forward.lower(*forward_specs(bucket)).compile()
 
     def compile_sample(bucket: Bucket) -> SampleFunction:
         forward = forward_of(config, loaded, bucket)
-        spec, _ = jax.eval_shape(forward, leaves_spec, state_spec.paged, packed_spec(config, bucket))
+        spec, _ = jax.eval_shape(forward, *forward_specs(bucket))
         return jax.jit(sample, donate_argnums=2).lower(spec.logits_BV, spec.sampling, state_spec.sampling).compile()
 
     def compile_whole(bucket: Bucket) -> StepFunction:

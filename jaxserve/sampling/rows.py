@@ -11,6 +11,7 @@ class RowSampling:
     """What one running request loads into its row of `SamplingState`.
 
     bias_V: float32 [V] to load now, or None where nothing is biased (a row of zeros).
+    is_settled: no token can change the bias any more, so that none needs to be told.
     counts_V, prompt_mask_V: int32 and bool [V] to load now; both None where the request has no penalties.
     """
 
@@ -32,6 +33,7 @@ class RowSampling:
         self._long_words = [tuple(word) for word in words if len(word) > 1]
         self._fixed_V = self._fixed_bias(params, [word[0] for word in words if len(word) == 1])
         self._banned = self._banned_now()
+        self.is_settled = self._settled_now()
         needs_bias = self._fixed_V is not None or bool(self._banned)
         self.bias_V: np.ndarray | None = self._dense() if needs_bias else None
         self.has_penalties = (
@@ -56,9 +58,12 @@ class RowSampling:
         banned = self._banned_now()
         if banned == self._banned:
             return None
-        self._banned = banned
+        self._banned, self.is_settled = banned, self._settled_now()
         self.bias_V = self._dense()
         return self.bias_V
+
+    def _settled_now(self) -> bool:
+        return not self._long_words and (len(self._outputs) >= self._min_tokens or not self._stop_ids)
 
     def _inside(self, token_ids: Iterable[int]) -> list[int]:
         return [i for i in token_ids if 0 <= i < self._vocab_size]

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.extend.random import threefry_2x32
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jaxserve.sampling.batch import SamplingBatch
 from jaxserve.sampling.filters import kept_tokens
@@ -19,11 +19,10 @@ from jaxserve.sampling.state import SamplingState
 class Sampled:
     """What one step sampled. Inactive rows hold values without meaning.
 
-    token_ids_B: the next token of each row.
+    token_ids_B: the next token of each row; -1 where no token can be meant: the row's logits held a NaN or
+        +inf, or its biases forbid every token. The request must end in an error.
     logprob_B, rank_B, top_ids_BK, top_logprobs_BK: of the raw distribution, see `token_logprobs`;
         zeros where `use_logprobs` is False.
-    is_finite_B: False where no token can be meant: the row's logits held a NaN or +inf, or its
-        biases forbid every token. The request must end in an error.
     """
 
     token_ids_B: Int[Array, " B"]
@@ -31,13 +30,12 @@ class Sampled:
     rank_B: Int[Array, " B"]
     top_ids_BK: Int[Array, "B K"]
     top_logprobs_BK: Float[Array, "B K"]
-    is_finite_B: Bool[Array, " B"]
 
 
 def sample(
     logits_BV: Float[Array, "B V"], batch: SamplingBatch, state: SamplingState, num_logprobs: int
 ) -> tuple[Sampled, SamplingState]:
-    """The next token of every row, and the state with those tokens counted.
+    """The next token of every row, and the state with those tokens counted and remembered.
 
     In order: log probabilities of the raw logits; bias; penalties; greedy where the temperature is
     0, else temperature, min-p, top-k, top-p and a random choice that depends on (seed, position)
@@ -55,11 +53,14 @@ def sample(
 
     logprob_B, rank_B, top_ids_BK, top_logprobs_BK = lax.cond(batch.use_logprobs, measure, skip, logits_BV, token_ids_B)
     is_finite_B = jnp.isfinite(jnp.max(logits_BV, axis=-1)) & jnp.isfinite(best_B)
-    sampled = Sampled(token_ids_B, logprob_B, rank_B, top_ids_BK, top_logprobs_BK, is_finite_B)
+    known_B = jnp.where(is_finite_B, token_ids_B, -1)
+    sampled = Sampled(known_B, logprob_B, rank_B, top_ids_BK, top_logprobs_BK)
     # Not under a cond: handing the counts through one would copy them.
     once_B = batch.is_active_B.astype(jnp.int32)
     counts_RV = state.counts_RV.at[batch.rows_B, token_ids_B].add(once_B, mode="drop")
-    return sampled, replace(state, counts_RV=counts_RV)
+    active_rows_B = jnp.where(batch.is_active_B, batch.rows_B, state.last_tokens_R.shape[0])
+    last_tokens_R = state.last_tokens_R.at[active_rows_B].set(token_ids_B, mode="drop")
+    return sampled, replace(state, counts_RV=counts_RV, last_tokens_R=last_tokens_R)
 
 
 def _best(logits_BV: Array, batch: SamplingBatch, state: SamplingState) -> tuple[Array, Array]:

@@ -18,11 +18,13 @@ class SamplingState:
     bias_RV: added to the logits; -inf forbids a token.
     counts_RV: how often each token was generated (the prompt not included).
     prompt_mask_RV: True for tokens that occur in the prompt.
+    last_tokens_R: the token sampled last, for the next step to go on with before the host has read it.
     """
 
     bias_RV: Float[Array, "R V"]
     counts_RV: Int[Array, "R V"]
     prompt_mask_RV: Bool[Array, "R V"]
+    last_tokens_R: Int[Array, " R"]
 
 
 def empty_state(num_rows: int, vocab_size: int) -> SamplingState:
@@ -32,6 +34,7 @@ def empty_state(num_rows: int, vocab_size: int) -> SamplingState:
         bias_RV=jnp.zeros(shape, jnp.float32),
         counts_RV=jnp.zeros(shape, jnp.int32),
         prompt_mask_RV=jnp.zeros(shape, jnp.bool_),
+        last_tokens_R=jnp.zeros(num_rows, jnp.int32),
     )
 
 
@@ -42,8 +45,9 @@ def load_row(
     counts_V: Int[Array, " V"],
     prompt_mask_V: Bool[Array, " V"],
 ) -> SamplingState:
-    """Overwrite one row. Pure: jit it with `state` donated. An out-of-range row writes nothing."""
-    return SamplingState(
+    """Overwrite one row, its last token aside. Pure: jit it with `state` donated. Out of range it writes nothing."""
+    return replace(
+        state,
         bias_RV=state.bias_RV.at[row].set(bias_V, mode="drop"),
         counts_RV=state.counts_RV.at[row].set(counts_V, mode="drop"),
         prompt_mask_RV=state.prompt_mask_RV.at[row].set(prompt_mask_V, mode="drop"),

@@ -24,6 +24,6 @@ def finish_of(
             return FinishReason.STOP, token_id
     if params.max_tokens is not None and num_outputs >= params.max_tokens:
         return FinishReason.LENGTH, None
-    if request.num_tokens >= max_model_len:
+    if len(request.prompt_token_ids) + num_outputs >= max_model_len:
         return FinishReason.LENGTH, None
     return None, None

@@ -1,18 +1,21 @@
 """`SchedulerOutput`: the scheduler's one decision of one step, complete enough to be replayed elsewhere."""
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from jaxserve.core.params import SamplingParams
 
+PENDING_TOKEN = -1
+"""In a row's token_ids: what the same row sampled in the step before. Only the device knows it yet."""
 
-@dataclass(frozen=True, slots=True)
-class ScheduledRow:
-    """The tokens of one request that this step computes.
+
+class ScheduledRow(NamedTuple):
+    """The tokens of one request that this step computes. (A tuple: made for every running request in every step.)
 
     row: the request's sampling-state row on the device, 0..max_num_seqs-1.
-    token_ids: known ids of positions [start, start + len(token_ids)); at least one.
+    token_ids: ids of positions [start, start + len(token_ids)); at least one. All known, or PENDING_TOKEN alone.
     page_ids: the request's pages, covering at least start + len(token_ids) tokens.
-    samples: True where the last of these tokens is the last known one, so a token is sampled.
+    samples: True where no later token is known or pending, so a token is sampled.
     num_prompt_logprobs: top log probabilities to return for the prompt positions of this chunk;
         None for none.
     num_prompt_tokens: length of the request's prompt, in tokens.

@@ -4,6 +4,10 @@ There is no prefill or decode phase: every running request has num_tokens - num_
 tokens to compute, many for a prompt, one while it generates. A step is a budget of tokens, spent
 on running requests first, in queue order, then on new ones.
 
+A step may be scheduled while the one before is in flight: a request whose token is pending goes on with
+PENDING_TOKEN. If that token turns out to have ended it, its row of the later step finds no taker. Row and
+pages are free at once all the same, because the device runs steps in order.
+
 Who owns a request: `queue` while it waits (no row, no pages), `_running` while it runs (a row and
 pages), nobody after its one terminal EngineOutput. Page ownership: see jaxserve/cache/paged_cache.py.
 """
@@ -11,6 +15,7 @@ pages), nobody after its one terminal EngineOutput. Page ownership: see jaxserve
 import bisect
 import heapq
 import time
+from collections import deque
 from collections.abc import Callable, Collection
 
 from jaxserve.cache.paged_cache import PagedCache
@@ -20,9 +25,10 @@ from jaxserve.core.outputs import EngineOutput, FinishReason
 from jaxserve.core.request import Request
 from jaxserve.core.step_result import RowResult
 from jaxserve.schedule.admission import check_config, check_queue, check_request
+from jaxserve.schedule.ahead import may_have_to_see, must_see_token, num_left_tokens
 from jaxserve.schedule.chunks import chunk_len, first_chunk_len
 from jaxserve.schedule.finish import NON_FINITE, finish_of
-from jaxserve.schedule.integrity import check_requests, check_rows, check_tables
+from jaxserve.schedule.integrity import Flight, check_flights, check_requests, check_rows, check_tables
 from jaxserve.schedule.output import RowStart, ScheduledRow, SchedulerOutput
 from jaxserve.schedule.queue import WaitingQueue
 from jaxserve.schedule.rows import row_start, scheduled_row
@@ -31,8 +37,9 @@ from jaxserve.schedule.rows import row_start, scheduled_row
 class Scheduler:
     """Owns every Request between `add` and its terminal output, and every page.
 
-    Call `schedule`, run the step, call `update` (or `fail_step`), and again; `add` and `abort` may
-    come at any moment. Not thread-safe.
+    Call `schedule`, run the step, call `update` (or `fail_step`), and again; where `may_run_ahead`, call
+    `schedule` once more before `update`. Steps are updated in order; `add` and `abort` may come at any moment.
+    Not thread-safe.
     """
 
     def __init__(
@@ -53,8 +60,9 @@ class Scheduler:
         self._clock = clock
         self._requests: dict[str, Request] = {}
         self._running: list[Request] = []  # in queue order: the last is the first to lose its pages
+        self._watched: list[Request] = []  # those running of which `must_see_token` can be true; mostly none
         self._free_rows = list(range(config.max_num_seqs))  # a heap
-        self._in_flight: dict[str, ScheduledRow] = {}  # scheduled, not updated, not aborted since
+        self._in_flight: deque[Flight] = deque()  # scheduled, not updated: at most two, none without a taker
         self._step_id = 0
         self._num_added = 0
         self._num_preemptions = 0
@@ -62,6 +70,17 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         return bool(self._requests)
+
+    @property
+    def may_run_ahead(self) -> bool:
+        """Whether `schedule` may be called now: at most one step is in flight and the next needs none of its tokens."""
+        if not self._in_flight:
+            return True
+        return len(self._in_flight) == 1 and not any(map(must_see_token, self._watched))
+
+    def awaits(self, step_id: int) -> bool:
+        """Whether any request still waits for this step's results; if not, they need not be read."""
+        return any(flight.step_id == step_id for flight in self._in_flight)
 
     def add(self, request: Request) -> None:
         """Queues a request. Raises RequestError if it can never run, QueueFull at a queue limit."""
@@ -87,48 +106,52 @@ class Scheduler:
         return self._finish(request, EngineOutput(request_id, error=message), FinishReason.ERROR)
 
     def schedule(self) -> SchedulerOutput | None:
-        """Decides the next step; None if there is nothing to compute."""
-        assert not self._in_flight, "schedule() before the last step's update() or fail_step()"
+        """Decides the next step; None if there is nothing to compute, or not before the step in flight is booked."""
+        assert self.may_run_ahead, "schedule() needs the tokens of the last step: update() or fail_step() first"
         budget, rows, preempted = self.config.max_num_batched_tokens, list[ScheduledRow](), list[str]()
         index = 0
         while index < len(self._running):
             request = self._running[index]
-            num_later = len(self._running) - index - 1  # each of them is promised one token
-            num_left = request.num_tokens - request.num_computed_tokens
-            num_new = chunk_len(self.config, num_left, budget - num_later)
-            if not self._make_room(request, request.num_computed_tokens + num_new, preempted):
+            index += 1
+            num_left = num_left_tokens(request, self.config.max_model_len)
+            if num_left == 0:
+                continue
+            num_later = len(self._running) - index  # each of them is promised one token
+            num_new = 1 if num_left == 1 else chunk_len(self.config, num_left, budget - num_later)
+            if not self._make_room(request, request.num_reached_tokens + num_new, preempted):
                 break  # it was the last and gave its own pages up
             rows.append(self._scheduled(request, num_new))
             budget -= num_new
-            index += 1
         starts = self._admit(budget, rows) if not preempted else []  # or a victim might be back in the same step
         if not rows:
             return None
-        rows.sort(key=lambda row: len(row.token_ids) > 1)
-        self._in_flight = {row.request_id: row for row in rows}
+        num_tokens = sum([len(row.token_ids) for row in rows])
+        if num_tokens > len(rows):
+            rows.sort(key=lambda row: len(row.token_ids) > 1)
         self._step_id += 1
-        return SchedulerOutput(self._step_id, rows, starts, sum(len(row.token_ids) for row in rows), preempted)
+        self._in_flight.append(Flight(self._step_id, {row.request_id: row for row in rows}))
+        return SchedulerOutput(self._step_id, rows, starts, num_tokens, preempted)
 
     def update(self, output: SchedulerOutput, results: list[RowResult]) -> list[EngineOutput]:
         """Books a step's results: new tokens, and which requests they end.
 
-        Results of requests that were aborted or failed after `schedule`, and of a step that
+        Results of requests that ended or were preempted after `schedule`, and of a step that
         `fail_step` gave up, are dropped.
         """
-        if output.step_id != self._step_id:
+        if not self.awaits(output.step_id):
             return []
+        flight = self._in_flight.popleft()
+        assert flight.step_id == output.step_id, f"step {flight.step_id} comes before step {output.step_id}"
         news: list[EngineOutput] = []
         for result in results:
-            row = self._in_flight.pop(result.request_id, None)
+            row = flight.rows.pop(result.request_id, None)
             if row is not None:
                 news.append(self._book(self._requests[row.request_id], row, result))
-        assert not self._in_flight, f"no results for {list(self._in_flight)}"
+        assert not flight.rows, f"no results for {list(flight.rows)}"
         return [one for one in news if one.new_token_ids or one.finish_reason or one.prompt_logprobs is not None]
 
     def fail_step(self) -> None:
-        """The step failed and took the pool's contents along: all running requests will be recomputed."""
-        self._in_flight = {}
-        self._step_id += 1
+        """A step failed and took the pool along: all in flight are given up, all that runs will be recomputed."""
         while self._running:
             self._preempt(self._running.pop())
         self.cache.reset()
@@ -156,10 +179,11 @@ class Scheduler:
 
     def check(self) -> None:
         """Asserts that every ledger agrees with every other."""
-        num_in_flight = {request_id: len(row.token_ids) for request_id, row in self._in_flight.items()}
-        check_requests(self._requests, self._running, self.queue, num_in_flight)
+        check_requests(self._requests, self._running, self.queue)
+        check_flights(self._in_flight, self._running)
+        assert {id(request) for request in self._watched} == {id(r) for r in self._running if may_have_to_see(r)}
         check_rows(self._running, self._free_rows, self.config.max_num_seqs)
-        check_tables(self._running, self.cache, num_in_flight)
+        check_tables(self._running, self.cache)
 
     def _make_room(self, request: Request, num_tokens: int, preempted: list[str]) -> bool:
         """Lengthens a running request's table, at the cost of the last running ones; False if it was the last itself.
@@ -181,6 +205,8 @@ class Scheduler:
         The pages that running prompts still need are spoken for, so that no prompt evicts another.
         """
         starts: list[RowStart] = []
+        if not self.queue or not self._free_rows:
+            return starts
         num_reserved = sum(self._num_missing_pages(request) for request in self._running)
         while self.queue and self._free_rows and budget > 0:
             request = self.queue.peek()
@@ -190,20 +216,22 @@ class Scheduler:
             if num_new == 0 or not self.cache.fits(request, hits, num_reserved):
                 break
             starts.append(self._start(self.queue.pop(), hits))
-            self.cache.grow(request, request.num_computed_tokens + num_new)
+            self.cache.grow(request, request.num_reached_tokens + num_new)
             rows.append(self._scheduled(request, num_new))
             num_reserved += self._num_missing_pages(request)
             budget -= num_new
         return starts
 
     def _num_missing_pages(self, request: Request) -> int:
-        return self.cache.num_pages_of(request.num_tokens) - len(request.page_ids)
+        return max(0, self.cache.num_pages_of(request.num_tokens) - len(request.page_ids))
 
     def _start(self, request: Request, hits: list[int]) -> RowStart:
         """Gives a request a row and the pages found in the prefix cache."""
         self.cache.open(request, hits)
         request.row = heapq.heappop(self._free_rows)
         bisect.insort(self._running, request, key=self.queue.key)
+        if may_have_to_see(request):
+            self._watched.append(request)
         if request.admitted_time_s is None:  # what a preempted request finds is its own: no merit of the cache
             request.admitted_time_s = self._clock()
             request.num_cached_tokens = request.num_computed_tokens
@@ -211,14 +239,22 @@ class Scheduler:
         return row_start(request)
 
     def _scheduled(self, request: Request, num_new: int) -> ScheduledRow:
-        """The row that computes the request's next num_new tokens; its table is long enough already."""
-        stop = request.num_computed_tokens + num_new
-        self.cache.publish(request, stop)
-        return scheduled_row(request, stop)
+        """The row that computes the request's next num_new tokens; its table is long enough already.
+
+        A page that a pending token fills has no name before the token is known.
+        """
+        stop = request.num_reached_tokens + num_new
+        self.cache.publish(request, min(stop, request.num_tokens))
+        row = scheduled_row(request, stop)
+        request.num_scheduled_tokens += num_new
+        request.num_pending_tokens += row.samples
+        return row
 
     def _book(self, request: Request, row: ScheduledRow, result: RowResult) -> EngineOutput:
         """One row's result: what it computed, what it sampled, whether that ends the request."""
         request.num_computed_tokens += len(row.token_ids)
+        request.num_scheduled_tokens -= len(row.token_ids)
+        request.num_pending_tokens -= row.samples
         news = EngineOutput(request.request_id)
         if not result.is_finite:
             news.error = NON_FINITE
@@ -260,9 +296,14 @@ class Scheduler:
         self.queue.push(request)
 
     def _stop(self, request: Request, *, trusted: bool = True) -> None:
-        """Takes row and pages back. A result that is still to come finds no taker."""
+        """Takes row and pages back. Results that are still to come find no taker."""
         assert request.row is not None
         self.cache.close(request, trusted=trusted)
         heapq.heappush(self._free_rows, request.row)
         request.row = None
-        self._in_flight.pop(request.request_id, None)
+        request.num_scheduled_tokens = request.num_pending_tokens = 0
+        if request in self._watched:
+            self._watched.remove(request)
+        for flight in self._in_flight:
+            flight.rows.pop(request.request_id, None)
+        self._in_flight = deque(flight for flight in self._in_flight if flight.rows)

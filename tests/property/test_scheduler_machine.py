@@ -2,7 +2,8 @@
 
 The device is played by a pool of (page, offset) -> what was written there. The fake model's next
 token is a hash of the context *as read through the page table*, so a page shared, reused or
-recomputed wrongly shows up as a wrong token.
+recomputed wrongly shows up as a wrong token. With a lag of 1 a step is scheduled before the host has read
+the tokens of the one before.
 """
 
 import random
@@ -19,7 +20,7 @@ from jaxserve.core.outputs import EngineOutput, FinishReason, TokenLogprobs
 from jaxserve.core.params import SamplingParams
 from jaxserve.core.request import Request
 from jaxserve.core.step_result import RowResult
-from jaxserve.schedule.output import RowStart, ScheduledRow, SchedulerOutput
+from jaxserve.schedule.output import PENDING_TOKEN, RowStart, ScheduledRow, SchedulerOutput
 from jaxserve.schedule.scheduler import Scheduler
 
 VOCAB, EOS = 11, 7
@@ -29,10 +30,9 @@ DOCUMENTS = [[random.Random(seed).randrange(VOCAB) for _ in range(64)] for seed 
 TIGHT = SchedulerConfig(max_num_seqs=4, max_num_batched_tokens=12, max_model_len=40)
 
 
-def written(request: Request, position: int) -> tuple[int, str | None, int]:
+def written(request: Request, position: int, token_id: int) -> tuple[int, str | None, int]:
     """What a token leaves in the pool: itself, its salt, and its rotary length where angles depend on it."""
     rope_len = max(request.num_prompt_tokens, position + 1)
-    token_id = request.tokens(position, position + 1)[0]
     return token_id, request.cache_salt, rope_len if rope_len > ROPE_SENSITIVE_LEN else 0
 
 
@@ -45,7 +45,8 @@ def alone(request: Request, max_model_len: int) -> tuple[list[int], FinishReason
     copy = Request(request.request_id, request.prompt_token_ids, request.params, cache_salt=request.cache_salt)
     params, tokens = copy.params, copy.output_token_ids
     while True:
-        tokens.append(sampled([written(copy, position) for position in range(copy.num_tokens)], request.seed))
+        known = enumerate(copy.tokens(0, copy.num_tokens))
+        tokens.append(sampled([written(copy, position, token_id) for position, token_id in known], request.seed))
         if len(tokens) >= params.min_tokens:
             if tokens[-1] == EOS and not params.ignore_eos:
                 return tokens, FinishReason.STOP, None
@@ -67,10 +68,19 @@ class Life:
 
 
 class World:
-    """A scheduler, the fake device it drives, and everything that was promised to anybody."""
+    """A scheduler, the fake device it drives, and everything that was promised to anybody.
 
-    def __init__(self, config: SchedulerConfig, num_pages: int, page_size: int = 4, *, prefix: bool = True) -> None:
-        self.config, self.page_size = config, page_size
+    lag: steps that may be in flight when the next is scheduled, 0 or 1. flights: results the device has and
+    the host has not read.
+    """
+
+    def __init__(
+        self, config: SchedulerConfig, num_pages: int, page_size: int = 4, *, prefix: bool = True, lag: int = 0
+    ) -> None:
+        self.config, self.page_size, self.lag = config, page_size, lag
+        self.flights: list[tuple[SchedulerOutput, list[RowResult]]] = []
+        self.last_tokens = [0] * config.max_num_seqs
+        self.num_pending_rows = self.num_unawaited = 0
         cache = CacheConfig(page_size, num_pages, enable_prefix_caching=prefix)
         self.scheduler = Scheduler(config, cache, [EOS], ROPE_SENSITIVE_LEN, clock=lambda: 0.0)
         self.pool: list[list[tuple[int, str | None, int] | None]] = [[None] * page_size for _ in range(num_pages)]
@@ -96,24 +106,42 @@ class World:
         """One step; `abort` ends requests while it runs, `poison` gets non-finite logits, fail loses the pool."""
         output = self.scheduler.schedule()
         self.scheduler.check()
-        if output is None:
+        if output is None and not self.flights:
             assert not self.live
             return
-        self.num_steps += 1
-        self.trace.append(output)
-        self.check_output(output)
-        results = self.run(output)
+        if output is not None:
+            self.num_steps += 1
+            self.trace.append(output)
+            self.check_output(output)
+            self.flights.append((output, self.run(output)))
         self.abort(abort)
         if fail:
             self.pool = [[None] * self.page_size for _ in self.pool]
             self.scheduler.fail_step()
-            assert self.scheduler.update(output, results) == [], "results of a failed step were believed"
-        else:
-            for result in results:
-                if result.request_id == poison:
-                    result.is_finite = False
-                    self.lives[result.request_id].allowed_ends.add(FinishReason.ERROR)
-            self.hear(self.scheduler.update(output, results))
+            for flight in self.flights:
+                assert self.scheduler.update(*flight) == [], "results of a failed step were believed"
+            self.flights.clear()
+        while len(self.flights) > (0 if output is None else self.lag):
+            self.land(poison)
+        if not self.scheduler.may_run_ahead:
+            self.land(poison)
+        if not self.live:
+            assert not any(self.scheduler.awaits(output.step_id) for output, _ in self.flights)
+            self.flights.clear()
+        self.scheduler.check()
+
+    def land(self, poison: str | None = None) -> None:
+        """The host reads the oldest step in flight."""
+        output, results = self.flights.pop(0)
+        if not self.scheduler.awaits(output.step_id):
+            self.num_unawaited += 1
+            assert self.scheduler.update(output, results) == []
+            return
+        for result in results:
+            if result.request_id == poison and result.request_id in self.live:
+                result.is_finite = False
+                self.lives[result.request_id].allowed_ends.add(FinishReason.ERROR)
+        self.hear(self.scheduler.update(output, results))
         self.scheduler.check()
 
     def abort(self, request_ids: tuple[str, ...]) -> None:
@@ -126,7 +154,9 @@ class World:
 
     def drain(self) -> None:
         """With no new arrivals everything ends in bounded steps, and nothing is left behind."""
-        max_steps = sum(life.request.num_prompt_tokens + self.config.max_model_len for life in self.lives.values())
+        max_steps = (1 + self.lag) * sum(
+            life.request.num_prompt_tokens + self.config.max_model_len for life in self.lives.values()
+        )
         for _ in range(max_steps + 1):
             if not self.scheduler.has_work:
                 break
@@ -213,10 +243,16 @@ class World:
         for row in output.rows:
             request = self.lives[row.request_id].request
             assert self.row_starts[row.row].request_id == row.request_id, "no RowStart for this row"
-            assert row.token_ids == request.tokens(row.start, row.start + len(row.token_ids))
-            for position in range(row.start, row.start + len(row.token_ids)):
+            token_ids = row.token_ids
+            if token_ids == [PENDING_TOKEN]:
+                assert row.start == request.num_tokens, "only the token after the known ones can be pending"
+                token_ids = [self.last_tokens[row.row]]
+                self.num_pending_rows += 1
+            else:
+                assert token_ids == request.tokens(row.start, row.start + len(token_ids))
+            for position, token_id in enumerate(token_ids, row.start):
                 page_id = row.page_ids[position // self.page_size]
-                self.pool[page_id][position % self.page_size] = written(request, position)
+                self.pool[page_id][position % self.page_size] = written(request, position, token_id)
         return [self.result(row) for row in output.rows]
 
     def result(self, row: ScheduledRow) -> RowResult:
@@ -224,7 +260,9 @@ class World:
         context = [self.pool[row.page_ids[at // self.page_size]][at % self.page_size] for at in range(stop)]
         known = [entry for entry in context if entry is not None]
         assert len(known) == stop, f"{row.request_id} reads what nobody wrote"
-        result = RowResult(row.request_id, sampled(known, self.row_starts[row.row].seed) if row.samples else None)
+        result = RowResult(row.request_id, None)
+        if row.samples:
+            result.token_id = self.last_tokens[row.row] = sampled(known, self.row_starts[row.row].seed)
         if row.num_prompt_logprobs is not None:
             entries = range(row.start + 1, min(stop, len(prompt) - 1) + 1)
             result.prompt_logprobs = [TokenLogprobs(prompt[at], known[at - 1][0], 1) for at in entries]
@@ -281,11 +319,14 @@ CONFIGS = {
 }
 
 
-def test_random_traffic_over_ten_thousand_steps():
-    num_steps, num_preemptions, num_hits = 0, 0, 0
+@pytest.mark.parametrize("lag", [0, 1])
+def test_random_traffic_over_ten_thousand_steps(lag: int):
+    num_steps, num_preemptions, num_hits, num_pending_rows, num_unawaited = 0, 0, 0, 0, 0
     for name, (config, num_pages, prefix) in CONFIGS.items():
         for seed in range(2):
-            world = drive(World(config, num_pages, prefix=prefix), random.Random(f"{name} {seed}"), 100)
+            world = drive(World(config, num_pages, prefix=prefix, lag=lag), random.Random(f"{name} {seed}"), 100)
+            num_pending_rows += world.num_pending_rows
+            num_unawaited += world.num_unawaited
             stats = world.scheduler.stats()
             num_steps += world.num_steps
             num_preemptions += stats["num_preemptions"]
@@ -294,19 +335,22 @@ def test_random_traffic_over_ten_thousand_steps():
     assert num_steps >= 10_000
     assert num_preemptions > 300
     assert num_hits > 1_500
+    assert (num_pending_rows > 5_000 and num_unawaited > 50) if lag else num_pending_rows == 0
 
 
+@pytest.mark.parametrize("lag", [0, 1])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_same_trace_same_schedule(name: str):
+def test_same_trace_same_schedule(name: str, lag: int):
     config, num_pages, prefix = CONFIGS[name]
-    one, two = (drive(World(config, num_pages, prefix=prefix), random.Random(5), 20).trace for _ in range(2))
+    one, two = (drive(World(config, num_pages, prefix=prefix, lag=lag), random.Random(5), 20).trace for _ in range(2))
     assert one == two
 
 
+@pytest.mark.parametrize("lag", [0, 1])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_tokens_in_a_crowd_are_those_of_a_fresh_scheduler(name: str):
+def test_tokens_in_a_crowd_are_those_of_a_fresh_scheduler(name: str, lag: int):
     config, num_pages, prefix = CONFIGS[name]
-    world = drive(World(config, num_pages, prefix=prefix), random.Random(9), 25)
+    world = drive(World(config, num_pages, prefix=prefix, lag=lag), random.Random(9), 25)
     for life in world.lives.values():
         if life.end is not None and life.end.finish_reason is not FinishReason.ABORT:
             single = World(TIGHT, 10)
@@ -316,9 +360,10 @@ def test_tokens_in_a_crowd_are_those_of_a_fresh_scheduler(name: str):
             assert single.lives[request_id].tokens == life.tokens
 
 
-def test_failed_step_at_every_moment_changes_no_token():
+@pytest.mark.parametrize("lag", [0, 1])
+def test_failed_step_at_every_moment_changes_no_token(lag: int):
     for k in range(30):
-        world = World(TIGHT, 12)
+        world = World(TIGHT, 12, lag=lag)
         for document in DOCUMENTS:
             world.add(document[:13], SamplingParams(max_tokens=8, ignore_eos=True, prompt_logprobs=1))
         for number in range(30):
@@ -329,10 +374,10 @@ def test_failed_step_at_every_moment_changes_no_token():
 class SchedulerMachine(RuleBasedStateMachine):
     """Any order of everything that can happen to a scheduler."""
 
-    @initialize(name=st.sampled_from(sorted(CONFIGS)))
-    def start(self, name: str) -> None:
+    @initialize(name=st.sampled_from(sorted(CONFIGS)), lag=st.sampled_from([0, 1, 1]))
+    def start(self, name: str, lag: int) -> None:
         config, num_pages, prefix = CONFIGS[name]
-        self.world = World(config, num_pages, prefix=prefix)
+        self.world = World(config, num_pages, prefix=prefix, lag=lag)
 
     @rule(seed=st.integers(0, 2**32), priority=st.integers(0, 2), salt=st.sampled_from(SALTS), num=st.integers(1, 3))
     def add(self, seed: int, priority: int, salt: str | None, num: int) -> None:
@@ -345,6 +390,11 @@ class SchedulerMachine(RuleBasedStateMachine):
     def step(self, num: int) -> None:
         for _ in range(num):
             self.world.step()
+
+    @precondition(lambda self: self.world.flights)
+    @rule()
+    def read_early(self) -> None:
+        self.world.land()
 
     @rule()
     def fail_step(self) -> None:

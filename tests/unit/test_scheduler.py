@@ -9,7 +9,7 @@ from jaxserve.core.outputs import EngineOutput, FinishReason, TokenLogprobs
 from jaxserve.core.params import SamplingParams
 from jaxserve.core.request import Request
 from jaxserve.core.step_result import RowResult
-from jaxserve.schedule.output import SchedulerOutput
+from jaxserve.schedule.output import PENDING_TOKEN, SchedulerOutput
 from jaxserve.schedule.scheduler import Scheduler
 
 EOS = 0
@@ -418,13 +418,175 @@ def test_settings_that_cannot_work_are_refused(num_pages: int, config: dict[str,
         make(num_pages, **config)
 
 
-def test_two_steps_cannot_overlap():
+def run_ahead(scheduler: Scheduler) -> tuple[SchedulerOutput, SchedulerOutput]:
+    """Two steps in flight."""
+    first = scheduler.schedule()
+    scheduler.check()
+    second = scheduler.schedule()
+    scheduler.check()
+    assert first is not None and second is not None
+    return first, second
+
+
+def test_a_step_goes_on_from_a_token_that_is_not_read_yet():
+    scheduler = make()
+    request = add(scheduler, "a", 3, max_tokens=3)
+    first, second = run_ahead(scheduler)
+    assert [(row.start, row.token_ids, row.samples) for row in second.rows] == [(3, [PENDING_TOKEN], True)]
+    assert second.starts == []
+    assert [one.new_token_ids for one in scheduler.update(first, answer(first, 7))] == [[7]]
+    scheduler.check()
+    assert (request.num_computed_tokens, request.num_tokens, request.num_pending_tokens) == (3, 4, 1)
+    third = scheduler.schedule()
+    assert third is not None
+    assert [one.new_token_ids for one in scheduler.update(second, answer(second, 8))] == [[8]]
+    assert scheduler.schedule() is None, "the third token is the last: nothing comes after it"
+    scheduler.check()
+    (news,) = scheduler.update(third, answer(third, 9))
+    assert (news.new_token_ids, news.finish_reason) == ([9], FinishReason.LENGTH)
+
+
+@pytest.mark.parametrize("params", [{"max_tokens": 1}, {}])
+def test_a_predictable_end_is_not_scheduled_past(params: dict[str, Any]):
+    scheduler = make()
+    add(scheduler, "a", 31, **params)
+    while (output := scheduler.schedule()) is not None and not output.rows[0].samples:
+        scheduler.update(output, answer(output))
+    assert output is not None
+    assert scheduler.schedule() is None
+    assert [one.finish_reason for one in scheduler.update(output, answer(output))] == [FinishReason.LENGTH]
+
+
+def test_what_was_scheduled_past_an_end_finds_no_taker():
+    scheduler = make()
+    add(scheduler, "a", 4)
+    add(scheduler, "b", 4)
+    first, second = run_ahead(scheduler)
+    ended = scheduler.update(first, answer(first, a=RowResult("a", EOS)))
+    assert [one.finish_reason for one in ended] == [FinishReason.STOP, None]
+    scheduler.check()
+    again = add(scheduler, "a", 2)
+    third = scheduler.schedule()  # a newcomer in the row and the pages of the one that ended, of the same id too
+    assert third is not None and [start.row for start in third.starts] == [second.rows[0].row]
+    assert [one.request_id for one in scheduler.update(second, answer(second))] == ["b"]
+    scheduler.check()
+    assert again.output_token_ids == []
+    scheduler.update(third, answer(third))
+    assert again.output_token_ids == [5]
+
+
+def test_a_step_without_takers_is_not_awaited():
+    scheduler = make()
+    add(scheduler, "a", 4)
+    first, second = run_ahead(scheduler)
+    scheduler.update(first, answer(first, EOS))
+    scheduler.check()
+    assert not scheduler.has_work
+    assert not scheduler.awaits(second.step_id)
+    assert scheduler.update(second, answer(second)) == []
+
+
+def test_a_page_filled_by_a_pending_token_has_no_name_until_the_token_is_known():
+    scheduler = make()
+    request = add(scheduler, "a", 3)
+    first, second = run_ahead(scheduler)
+    assert request.num_published_pages == 0
+    scheduler.update(first, answer(first))
+    third = scheduler.schedule()
+    assert request.num_published_pages == 1, "known now, and the step in flight fills it before anybody reads it"
+    scheduler.update(second, answer(second))
+    assert third is not None and third.rows[0].start == 4
+
+
+def test_preempted_with_a_token_in_flight_drops_the_token():
+    scheduler = make(num_pages=8, max_model_len=32)
+    requests = {name: add(scheduler, name, 12, ignore_eos=True) for name in "ab"}
+    flights = [scheduler.schedule()]
+    while not (output := scheduler.schedule()).preempted:  # type: ignore[union-attr]
+        flights.append(output)
+        first = flights.pop(0)
+        assert first is not None
+        scheduler.update(first, answer(first))
+        scheduler.check()
+    scheduler.check()
+    (last,) = flights
+    assert output is not None and last is not None
+    assert output.preempted == ["b"] and "b" in sizes(last)
+    num_known = len(requests["b"].output_token_ids)
+    assert [one.request_id for one in scheduler.update(last, answer(last))] == ["a"]
+    assert len(requests["b"].output_token_ids) == num_known
+    scheduler.check()
+
+
+def test_a_failed_step_takes_the_one_after_it_along():
+    scheduler = make()
+    add(scheduler, "a", 4)
+    first, second = run_ahead(scheduler)
+    scheduler.fail_step()
+    scheduler.check()
+    assert not scheduler.awaits(first.step_id) and not scheduler.awaits(second.step_id)
+    assert scheduler.update(first, answer(first)) == scheduler.update(second, answer(second)) == []
+    assert sizes(step(scheduler)[0]) == {"a": 4}
+
+
+def test_prompt_logprobs_are_asked_for_once_though_the_first_are_still_in_flight():
+    scheduler = make(long_prefill_token_threshold=3)
+    add(scheduler, "a", 6, prompt_logprobs=1)
+    first, second = run_ahead(scheduler)
+    assert [output.rows[0].num_prompt_logprobs for output in (first, second)] == [1, 1]
+    positions = [
+        e.token_id for one in scheduler.update(first, scored_results(first)) for e in one.prompt_logprobs or ()
+    ]
+    third = scheduler.schedule()
+    assert third is not None and third.rows[0].num_prompt_logprobs is None
+    positions += [
+        e.token_id for one in scheduler.update(second, scored_results(second)) for e in one.prompt_logprobs or ()
+    ]
+    assert positions == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    ("params", "num_waits"),
+    [
+        ({}, 0),
+        ({"min_tokens": 3, "stop_token_ids": [6]}, 1),  # after the third token stops are allowed
+        ({"bad_words_token_ids": [[8]]}, 0),
+        ({"bad_words_token_ids": [[8, 9]]}, 6),
+        ({"presence_penalty": 1.0, "logit_bias": {3: 1.0}, "allowed_token_ids": [5]}, 0),
+    ],
+)
+def test_a_step_whose_biases_depend_on_a_pending_token_waits_for_it(params: dict[str, Any], num_waits: int):
+    scheduler = make()
+    add(scheduler, "a", 3, max_tokens=6, **params)
+    waits, flights = 0, list[SchedulerOutput]()
+    while scheduler.has_work:
+        if scheduler.may_run_ahead and (output := scheduler.schedule()) is not None:
+            flights.append(output)
+            if len(flights) == 1:
+                continue
+        elif flights and not scheduler.may_run_ahead:
+            waits += 1
+        scheduler.update(flights[0], answer(flights.pop(0)))
+        scheduler.check()
+    assert waits == num_waits
+
+
+def test_a_third_step_has_to_wait():
+    scheduler = make()
+    add(scheduler, "a")
+    _, second = run_ahead(scheduler)
+    assert not scheduler.may_run_ahead
+    with pytest.raises(AssertionError, match="needs the tokens"):
+        scheduler.schedule()
+    with pytest.raises(AssertionError, match="comes before"):
+        scheduler.update(second, answer(second))
+
+
+def test_every_row_needs_a_result():
     scheduler = make()
     add(scheduler, "a")
     output = scheduler.schedule()
     assert output is not None
-    with pytest.raises(AssertionError, match="before the last step"):
-        scheduler.schedule()
     with pytest.raises(AssertionError, match="no results for"):
         scheduler.update(output, [])
 
