@@ -44,7 +44,7 @@ def make_grid(max_num_seqs: int, max_num_batched_tokens: int) -> BucketGrid:
     """
     decode = tuple(Bucket(n, n) for n in _doubling(1, max_num_seqs))
     doubled = _doubling(16, max(max_num_batched_tokens, 16))
-    sizes = sorted({*doubled, *(3 * size // 2 for size in doubled if 512 <= size and 3 * size // 2 < doubled[-1])})
+    sizes = sorted({*doubled, *(3 * size // 2 for size in doubled if size >= 512 and 3 * size // 2 < doubled[-1])})
     mixed = {Bucket(tokens, min(max_num_seqs, tokens // 2)) for tokens in sizes}
     mixed.add(Bucket(sizes[-1], min(max_num_seqs, sizes[-1] - 1)))  # whatever the budget allows
     return BucketGrid(decode, tuple(sorted(mixed)))

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from sampling_batches import fresh_state, load, load_row_jit, make_batch, sample_jit
@@ -239,7 +240,7 @@ def test_a_list_by_passes_is_the_sorted_one(kind: str, num: int) -> None:
         logits_TV[rng.random(logits_TV.shape) < 0.8] = -np.inf
     if kind == "nothing_left":
         logits_TV[:] = -np.inf
-    for got, want in zip(top_by_passes(logits_TV, num), jax.lax.top_k(logits_TV, num), strict=True):
+    for got, want in zip(top_by_passes(jnp.asarray(logits_TV), num), jax.lax.top_k(logits_TV, num), strict=True):
         np.testing.assert_array_equal(got, want)
 
 
