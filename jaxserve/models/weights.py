@@ -58,8 +58,13 @@ def widened(loaded: LoadedModel) -> LoadedModel:
     For processors that multiply 16-bit floats only by widening them first: done once instead of
     every step, at the price of twice the weights' memory. Activations and keys keep their dtype.
     """
-    leaves = [leaf.astype(jnp.float32) if leaf.ndim == 2 else leaf for leaf in loaded.leaves]
-    return replace(loaded, leaves=leaves)
+    return replace(loaded, leaves=[_wide(leaf) if leaf.ndim == 2 else leaf for leaf in loaded.leaves])
+
+
+def _wide(leaf: jax.Array) -> jax.Array:
+    if isinstance(leaf, jax.ShapeDtypeStruct):  # of `abstract_params`
+        return cast("jax.Array", jax.ShapeDtypeStruct(leaf.shape, jnp.float32))
+    return leaf.astype(jnp.float32)
 
 
 def load_params(config: ModelConfig, path: Path, load_format: str = "auto", seed: int = 0) -> LoadedModel:

@@ -1,12 +1,13 @@
 """The persistent compilation cache: a second start compiles nothing it has seen."""
 
-import hashlib
+import threading
 from pathlib import Path
 
 import jax
 import jax.monitoring
 
-from jaxserve.runner.processor import processor_features
+from jaxserve.runner.compiling import CompilerThread
+from jaxserve.runner.processor import processor_digest
 
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
@@ -20,7 +21,7 @@ def enable_compile_cache(directory: str | None) -> Path | None:
     if directory == "off":
         return None
     root = Path(directory).expanduser() if directory else Path.home() / ".cache" / "jaxserve"
-    path = root / f"jax-{jax.__version__}-{_processor()}"
+    path = root / f"jax-{jax.__version__}-{processor_digest()}"
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -31,18 +32,28 @@ def enable_compile_cache(directory: str | None) -> Path | None:
     return path
 
 
-def _processor() -> str:
-    """A short name of this processor's instruction set."""
-    return hashlib.sha256(processor_features().encode()).hexdigest()[:12]
+def disable_compile_cache() -> None:
+    """Compile everything anew. On a CPU a program that came from the cache cannot be written to a bundle: it would
+    be found broken where it is loaded ("Function ... not found")."""
+    jax.config.update("jax_enable_compilation_cache", False)
 
 
 class CompileCounter:
-    """Counts the programs this process compiled (a hit in the persistent cache counts too)."""
+    """Counts the programs this process compiled (a hit in the persistent cache counts too).
+
+    count: those that somebody had to wait for; in_threads: those of the threads that compile (`ProgramMaker`).
+    """
 
     def __init__(self) -> None:
-        self.count = 0
+        self.count = self.in_threads = 0
+        self._lock = threading.Lock()
         jax.monitoring.register_event_duration_secs_listener(self._on_event)
 
     def _on_event(self, event: str, duration_secs: float, **_: str | int) -> None:
-        if event == _COMPILE_EVENT:
+        if event != _COMPILE_EVENT:
+            return
+        if isinstance(threading.current_thread(), CompilerThread):
+            with self._lock:
+                self.in_threads += 1
+        else:
             self.count += 1
