@@ -25,6 +25,7 @@ from jaxserve.runner.programs import Program
 
 _FORMAT = 1
 _MANIFEST = "manifest.json"
+_BROKEN = (zipfile.BadZipFile, NotImplementedError, KeyError, EOFError, OSError)  # what zipfile says of a damaged file
 _AGAIN = "run `jaxserve compile` again"
 
 
@@ -37,15 +38,14 @@ class Bundle:
     def __init__(self, path: Path, fingerprint: str | None = None) -> None:
         self.path = path
         try:
-            self._archive = zipfile.ZipFile(path)
-            text = self._archive.read(_MANIFEST)
+            text = self._read(_MANIFEST)
             manifest = json.loads(text)
             self.key: Key = manifest["key"]
             self._programs: dict[str, dict[str, Any]] = manifest["programs"]
             found = manifest["format"]
-        except OSError as error:
-            raise ConfigError(f"--bundle: {path} cannot be read: {error.strerror or error}") from error
-        except (zipfile.BadZipFile, KeyError, TypeError, ValueError, EOFError) as error:
+        except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+            raise ConfigError(f"--bundle: {path} cannot be read: {error.strerror}") from error
+        except (*_BROKEN, TypeError, ValueError) as error:
             raise ConfigError(f"--bundle: {path} is no bundle, or not a whole one ({error}); {_AGAIN}") from error
         self.fingerprint = hashlib.sha256(text).hexdigest()
         if fingerprint is not None and fingerprint.lower() != self.fingerprint:
@@ -80,19 +80,21 @@ class Bundle:
         except (jax.errors.JaxRuntimeError, pickle.PickleError, ValueError, TypeError, AttributeError) as error:
             raise ConfigError(f"--bundle: {self.path}: the program {name} does not load ({error}); {_AGAIN}") from error
 
-    def close(self) -> None:
-        self._archive.close()
-
     def _content(self, name: str) -> bytes:
         try:
-            content = self._archive.read(_member(name))
-        except (zipfile.BadZipFile, KeyError, EOFError, OSError) as error:
+            content = self._read(_member(name))
+        except _BROKEN as error:
             raise ConfigError(f"--bundle: {self.path} is damaged at {name} ({error}); {_AGAIN}") from error
         if hashlib.sha256(content).hexdigest() != self._programs[name].get("sha256"):
             raise ConfigError(
                 f"--bundle: {self.path} is damaged or was changed: {name} is not what its manifest says; {_AGAIN}"
             )
         return content
+
+    def _read(self, member: str) -> bytes:
+        """A member's bytes. The file is opened each time: a change of it meanwhile fails at the digest."""
+        with zipfile.ZipFile(self.path) as archive:
+            return archive.read(member)
 
 
 def serialize(program: Program, compiled: jax.stages.Compiled) -> bytes:

@@ -77,10 +77,10 @@ SMALL = ("load_row", "load_bias", "load_table", "initial_state")
 
 def _step(config: EngineConfig, model: LoadedModel, bucket: Bucket, state: DeviceState) -> Program:
     return Program(
-        *names_of(bucket, halves=False),
+        names_of(bucket, halves=False)[0],
         lambda: lower_step(config, model, bucket, state),
         (model.leaves, state, 0),
-        (StepOutput(_flat(Sampled), _flat(PromptLogprobs)), state),
+        (_flat(StepOutput, sampled=_flat(Sampled), prompt=_flat(PromptLogprobs)), state),
         compiler_options(jax.default_backend()),
     )
 
@@ -91,7 +91,7 @@ def _forward(config: EngineConfig, model: LoadedModel, bucket: Bucket, state: De
         names_of(bucket, halves=True)[0],
         lambda: jax.jit(forward_of(config, model, bucket), donate_argnums=1).lower(leaves, state.paged, packed),
         (leaves, state.paged, 0),
-        (Forward(jnp.int32(0), _flat(SamplingBatch), _flat(PromptLogprobs)), state.paged),
+        (_flat(Forward, sampling=_flat(SamplingBatch), prompt=_flat(PromptLogprobs)), state.paged),
     )
 
 
@@ -132,9 +132,9 @@ def _load_table(page_table_RM: Array, row: Array, columns_M: Array) -> Array:
     return page_table_RM.at[row].set(columns_M, mode="drop")
 
 
-def _flat(kind: type[Any]) -> Any:
-    """A dataclass of arrays with a number for each."""
-    return kind(*[0] * len(fields(kind)))
+def _flat(kind: type[Any], **parts: Any) -> Any:
+    """A dataclass of arrays with a number for each, `parts` aside."""
+    return kind(**{one.name: parts.get(one.name, 0) for one in fields(kind)})
 
 
 def _some_scales(config: EngineConfig) -> np.ndarray:
