@@ -9,7 +9,7 @@ from typing import Any
 from jaxserve.core.config import EngineArgs
 from jaxserve.core.errors import ConfigError
 from jaxserve.runner.bundle import Bundle, serialize, write_bundle
-from jaxserve.runner.compile_cache import disable_compile_cache
+from jaxserve.runner.compile_cache import autotune_options, disable_compile_cache
 from jaxserve.runner.compiling import ProgramMaker, compile_program
 from jaxserve.runner.device import claim_device
 from jaxserve.runner.programs import Program
@@ -49,7 +49,12 @@ def compile_bundle(args: EngineArgs, output: Path, progress: Callable[[str], Non
         with lock:
             contents[program.name] = content
 
-    _make(programs, compile_program, keep, lambda done, all: progress(f"compiled {done}/{all} programs"))
+    measured = autotune_options(args.compilation_cache_dir)
+
+    def compile_one(program: Program) -> Any:
+        return compile_program(replace(program, options=program.options | measured))
+
+    _make(programs, compile_one, keep, lambda done, all: progress(f"compiled {done}/{all} programs"))
     ordered = {program.name: contents[program.name] for program in programs}
     fingerprint = write_bundle(output, whole_key(config, device, has_kv_scales=has_kv_scales), ordered)
     _make(programs, Bundle(output, fingerprint).load, lambda program, loaded: None, lambda done, all: None)

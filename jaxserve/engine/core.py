@@ -75,6 +75,9 @@ class EngineCore:
         self._compiles_at_start = self._compiles.count
         self.info.num_compilations = self._compiles.count + self._compiles.in_threads
         self.info.num_pending_programs = self._maker.num_pending
+        phases = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in times.items())
+        pending = f"; {self._maker.num_pending} follow in the background" if self._maker.num_pending else ""
+        progress(f"started: {phases}; {self.info.num_compilations} programs compiled{pending}")
         self._seeds = random.Random(args.seed)
         self._num_failed_steps = 0
         self._num_steps = self._num_step_tokens = self._num_corrupted = 0

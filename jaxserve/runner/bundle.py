@@ -43,6 +43,8 @@ class Bundle:
             self.key: Key = manifest["key"]
             self._programs: dict[str, dict[str, Any]] = manifest["programs"]
             found = manifest["format"]
+            if not isinstance(self.key, dict) or not isinstance(self._programs, dict):
+                raise TypeError("its manifest is none")
         except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
             raise ConfigError(f"--bundle: {path} cannot be read: {error.strerror}") from error
         except (*_BROKEN, TypeError, ValueError) as error:

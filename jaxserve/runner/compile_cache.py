@@ -9,14 +9,40 @@ import jax.monitoring
 from jaxserve.runner.compiling import CompilerThread
 from jaxserve.runner.processor import processor_digest
 
+_AUTOTUNED = "xla_gpu_per_fusion_autotune_cache_dir"  # as JAX names the folder
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
 
 def enable_compile_cache(directory: str | None) -> Path | None:
     """Keep compiled programs under `directory` (~/.cache/jaxserve if None, nowhere if "off").
 
-    CPU code is only valid on the processor it was made for, so each kind of processor has a folder
-    of its own. An unwritable place is no error: the engine compiles then.
+    JAX then also keeps what XLA's autotuner has measured on a GPU, in _AUTOTUNED below. An unwritable place
+    is no error: the engine compiles then.
+    """
+    path = _cache_path(directory)
+    if path is None:
+        return None
+    jax.config.update("jax_compilation_cache_dir", str(path))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    return path
+
+
+def autotune_options(directory: str | None) -> dict[str, str | bool]:
+    """XLA's options that make the autotuner use what it once measured, where the rest of the cache is off."""
+    path = None if jax.default_backend() != "gpu" else _cache_path(directory)
+    if path is None:
+        return {}
+    return {
+        "xla_gpu_per_fusion_autotune_cache_dir": str(path / _AUTOTUNED),
+        "xla_gpu_experimental_autotune_cache_mode": "AUTOTUNE_CACHE_MODE_UPDATE",
+    }
+
+
+def _cache_path(directory: str | None) -> Path | None:
+    """The cache's folder for this JAX and processor, made if needed; None where there is none to be had.
+
+    CPU code is only valid on the processor it was made for, so each kind of processor has a folder of its own.
     """
     if directory == "off":
         return None
@@ -26,9 +52,6 @@ def enable_compile_cache(directory: str | None) -> Path | None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError:
         return None
-    jax.config.update("jax_compilation_cache_dir", str(path))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     return path
 
 

@@ -9,15 +9,22 @@ import sys
 import zipfile
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 from engine_driver import Driver, Wish, make_engine
+from jax.experimental import serialize_executable
 
 from jaxserve.core.config import EngineArgs
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.params import SamplingParams
-from jaxserve.runner.bundle import Bundle, write_bundle
+from jaxserve.models.weights import abstract_params
+from jaxserve.runner.bundle import Bundle, serialize, write_bundle
+from jaxserve.runner.compiling import compile_program
 from jaxserve.runner.device import Device
+from jaxserve.runner.programs import programs_of, state_shapes
 from jaxserve.runner.startup import configure
+from jaxserve.runner.step import initial_state
 
 ROOT = Path(__file__).parents[2]
 SHAPE = {"max_num_seqs": 4, "max_num_batched_tokens": 32, "page_size": 4, "kv_cache_memory_bytes": 1 << 20}
@@ -196,6 +203,25 @@ def test_the_pinned_fingerprint_is_the_digest_of_the_manifest(tiny_checkpoint, b
     with zipfile.ZipFile(bundle) as archive:
         fingerprint = hashlib.sha256(archive.read("manifest.json")).hexdigest()
     assert start(tiny_checkpoint, bundle, bundle_sha256=fingerprint.upper()).info.num_compilations == 0
+
+
+def test_whole_steps_as_a_gpu_has_them_come_back_too(tiny_checkpoint):
+    core = make_engine(tiny_checkpoint, **SHAPE)
+    config, bucket = core.config, core.runner._steps.grid.decode[1]
+    model, state = abstract_params(config.model), state_shapes(config, has_kv_scales=False)
+    programs = programs_of(config, model, state, core.runner._steps.grid, halves=False)
+    program = next(one for one in programs if one.name == "step-2x2")
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        content = serialize(program, compile_program(program))
+    finally:
+        jax.config.update("jax_enable_compilation_cache", True)
+    step = serialize_executable.deserialize_and_load(content, program.in_tree, program.out_tree)
+    vector = core.runner._builder.empty_step(bucket).vector
+    outputs = [run(core.runner._leaves, initial_state(config), vector) for run in (step, core.runner._steps[bucket])]
+    assert jax.tree.structure(outputs[0]) == jax.tree.structure(outputs[1])
+    for one, other in zip(*map(jax.tree.leaves, outputs), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_compile_says_what_is_wrong(tiny_checkpoint, tmp_path):
