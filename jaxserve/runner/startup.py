@@ -30,6 +30,8 @@ def configure(args: EngineArgs, device: Device, progress: Callable[[str], None])
     )
     model = load_model_config(path, dtype=args.dtype, overrides=args.hf_overrides)
     if args.bundle is None:
+        if args.bundle_sha256 is not None:
+            raise ConfigError("bundle_sha256 is the fingerprint of a bundle: name the file with bundle")
         return resolve(args, model, path, device), None
     bundle = Bundle(Path(args.bundle), args.bundle_sha256)
     progress(f"bundle {bundle.path} with the fingerprint {bundle.fingerprint}")

@@ -56,7 +56,8 @@ class Steps:
 
     def initial_state(self, kv_scales_L2K: np.ndarray | None) -> DeviceState:
         """A new device state: empty pool, no rows."""
-        return self._programs["initial_state"](kv_scales_L2K)
+        scales_L2K = None if kv_scales_L2K is None else np.asarray(kv_scales_L2K, np.float32)
+        return self._programs["initial_state"](scales_L2K)
 
     def small(self, name: str) -> Callable[..., Any]:
         """One of the programs that update a row: load_row, load_bias or load_table."""

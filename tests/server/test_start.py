@@ -43,7 +43,12 @@ def test_the_demo_model_is_served_from_a_bundle_without_a_compilation(bundle: Pa
     try:
         loaded, compiled = (server.wait_ready() for server in servers)
         assert "; 0 programs compiled" in loaded.log and "; 0 programs compiled" not in compiled.log
-        for asked in ({}, {"n": 2, "temperature": 1, "seed": 2}, {"logprobs": 3}, {"temperature": 1, "top_p": 0.8, "seed": 1}):
+        for asked in (
+            {},
+            {"n": 2, "temperature": 1, "seed": 2},
+            {"logprobs": 3},
+            {"temperature": 1, "top_p": 0.8, "seed": 1},
+        ):
             assert answer(loaded, **asked) == answer(compiled, **asked)
         assert metric(loaded.metrics(), "jaxserve:compilations_after_warmup") == 0
     finally:
