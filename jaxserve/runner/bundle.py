@@ -40,11 +40,9 @@ class Bundle:
         try:
             text = self._read(_MANIFEST)
             manifest = json.loads(text)
-            self.key: Key = manifest["key"]
-            self._programs: dict[str, dict[str, Any]] = manifest["programs"]
+            self.key: Key = dict(manifest["key"])
+            self._digests: dict[str, str] = {name: one["sha256"] for name, one in dict(manifest["programs"]).items()}
             found = manifest["format"]
-            if not isinstance(self.key, dict) or not isinstance(self._programs, dict):
-                raise TypeError("its manifest is none")
         except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
             raise ConfigError(f"--bundle: {path} cannot be read: {error.strerror}") from error
         except (*_BROKEN, TypeError, ValueError) as error:
@@ -71,7 +69,7 @@ class Bundle:
     def load(self, program: Program) -> jax.stages.Compiled:
         """The program, ready to be called. Raises ConfigError where it is missing, changed or does not load."""
         name = program.name
-        if name not in self._programs:
+        if name not in self._digests:
             raise ConfigError(f"--bundle: {self.path} lacks the program {name}; {_AGAIN}")
         content = self._content(name)
         try:
@@ -87,7 +85,7 @@ class Bundle:
             content = self._read(_member(name))
         except _BROKEN as error:
             raise ConfigError(f"--bundle: {self.path} is damaged at {name} ({error}); {_AGAIN}") from error
-        if hashlib.sha256(content).hexdigest() != self._programs[name].get("sha256"):
+        if hashlib.sha256(content).hexdigest() != self._digests[name]:
             raise ConfigError(
                 f"--bundle: {self.path} is damaged or was changed: {name} is not what its manifest says; {_AGAIN}"
             )

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import jax.monitoring
+from jax.experimental.compilation_cache import compilation_cache
 
 from jaxserve.runner.compiling import CompilerThread
 from jaxserve.runner.processor import processor_digest
@@ -59,6 +60,7 @@ def disable_compile_cache() -> None:
     """Compile everything anew. On a CPU a program that came from the cache cannot be written to a bundle: it would
     be found broken where it is loaded ("Function ... not found")."""
     jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # JAX looks at the option once, at the first compilation
 
 
 class CompileCounter:

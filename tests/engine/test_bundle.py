@@ -8,18 +8,21 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 from engine_driver import Driver, Wish, make_engine
 from jax.experimental import serialize_executable
+from jax.experimental.compilation_cache import compilation_cache
 
 from jaxserve.core.config import EngineArgs
 from jaxserve.core.errors import ConfigError
 from jaxserve.core.params import SamplingParams
 from jaxserve.models.weights import abstract_params
 from jaxserve.runner.bundle import Bundle, serialize, write_bundle
+from jaxserve.runner.compile_cache import disable_compile_cache
 from jaxserve.runner.compiling import compile_program
 from jaxserve.runner.device import Device
 from jaxserve.runner.programs import programs_of, state_shapes
@@ -36,7 +39,9 @@ WISHES = [
 ]
 
 
-def run_compile(model: Path, output: Path, *flags: str) -> "subprocess.CompletedProcess[str]":
+def run_compile(
+    model: Path, output: Path, *flags: str, cache: Path | None = None
+) -> "subprocess.CompletedProcess[str]":
     """`jaxserve compile` in a process of its own, as it switches JAX's cache off."""
     return subprocess.run(
         [sys.executable, "-m", "jaxserve.cli", "compile", str(model), "-o", str(output), *flags],
@@ -44,15 +49,16 @@ def run_compile(model: Path, output: Path, *flags: str) -> "subprocess.Completed
         text=True,
         check=False,
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(cache or "")},
     )
 
 
 @pytest.fixture(scope="module")
 def bundle(tiny_checkpoint, tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("bundle") / "tiny.bundle"
-    done = run_compile(tiny_checkpoint, path, *FLAGS)
+    path, cache = tmp_path_factory.mktemp("bundle") / "tiny.bundle", tmp_path_factory.mktemp("cache")
+    done = run_compile(tiny_checkpoint, path, *FLAGS, cache=cache)
     assert done.returncode == 0, done.stderr
+    assert list(cache.iterdir()) == [], "what comes from JAX's cache would not run"
     assert Bundle(path).fingerprint in done.stdout
     return path
 
@@ -62,12 +68,12 @@ def start(model: Path, bundle: Path, **args):
     return make_engine(model, bundle=str(bundle), compilation_cache_dir="off", **(defaults | args))
 
 
-def rewritten(bundle: Path, path: Path, programs: dict[str, bytes] | None = None, **key) -> Path:
+def rewritten(bundle: Path, path: Path, key: dict[str, Any], programs: dict[str, bytes]) -> Path:
     """The bundle with another key or other programs, and a manifest that is right about them."""
     with zipfile.ZipFile(bundle) as archive:
         manifest = json.loads(archive.read("manifest.json"))
         kept = {name: archive.read(f"programs/{name}") for name in manifest["programs"]}
-    write_bundle(path, manifest["key"] | key, kept | (programs or {}))
+    write_bundle(path, manifest["key"] | key, kept | programs)
     return path
 
 
@@ -125,7 +131,7 @@ def test_another_model_is_named(make_tiny_checkpoint, bundle):
     "name", ["jax version", "processor", "device kind", "platform version", "digest of jaxserve's sources", "XLA_FLAGS"]
 )
 def test_another_machine_is_named(tiny_checkpoint, bundle, tmp_path, name):
-    other = rewritten(bundle, tmp_path / "other", **{name: "elsewhere"})
+    other = rewritten(bundle, tmp_path / "other", {name: "elsewhere"}, {})
     with pytest.raises(ConfigError, match=f'another {name}: "elsewhere" in the bundle'):
         start(tiny_checkpoint, other)
 
@@ -150,6 +156,7 @@ def test_damage_is_found(tiny_checkpoint, bundle, tmp_path):
         "truncated": content[: len(content) // 2],
         "headless": content[1000:],
         "flipped": bytes(flipped),
+        "other": b"PK\x05\x06" + bytes(18),  # a zip archive with nothing in it
         "manifest": content.replace(b'"max_num_seqs": 4', b'"max_num_seqs": 8', 1),
     }
     for name, damaged in cases.items():
@@ -170,6 +177,9 @@ def test_damage_is_found(tiny_checkpoint, bundle, tmp_path):
     newer = with_member(
         bundle, tmp_path / "newer", "manifest.json", json.dumps(json.loads(manifest) | {"format": 9}).encode()
     )
+    strange = with_member(bundle, tmp_path / "strange", "manifest.json", b'{"format": 1, "key": 3, "programs": [4]}')
+    with pytest.raises(ConfigError, match="is no bundle"):
+        start(tiny_checkpoint, strange)
     with pytest.raises(ConfigError, match="format 9, this version reads 1"):
         start(tiny_checkpoint, newer)
 
@@ -190,7 +200,7 @@ def test_a_changed_program_is_never_unpickled(tiny_checkpoint, bundle, tmp_path)
     with pytest.raises(ConfigError, match="load_row is not what its manifest says"):
         start(tiny_checkpoint, with_member(bundle, tmp_path / "evil", "programs/load_row", evil))
     # Somebody who may write the manifest too is stopped by its pinned digest alone, before anything is loaded.
-    whole = rewritten(bundle, tmp_path / "whole", {"load_row": evil})
+    whole = rewritten(bundle, tmp_path / "whole", {}, {"load_row": evil})
     with pytest.raises(ConfigError, match="is not that of"):
         start(tiny_checkpoint, whole, bundle_sha256=Bundle(bundle).fingerprint)
     assert not marker.exists()
@@ -211,11 +221,12 @@ def test_whole_steps_as_a_gpu_has_them_come_back_too(tiny_checkpoint):
     model, state = abstract_params(config.model), state_shapes(config, has_kv_scales=False)
     programs = programs_of(config, model, state, core.runner._steps.grid, halves=False)
     program = next(one for one in programs if one.name == "step-2x2")
-    jax.config.update("jax_enable_compilation_cache", False)
+    disable_compile_cache()  # or the step may not run: its program was compiled by an earlier run of this test
     try:
         content = serialize(program, compile_program(program))
     finally:
         jax.config.update("jax_enable_compilation_cache", True)
+        compilation_cache.reset_cache()
     step = serialize_executable.deserialize_and_load(content, program.in_tree, program.out_tree)
     vector = core.runner._builder.empty_step(bucket).vector
     outputs = [run(core.runner._leaves, initial_state(config), vector) for run in (step, core.runner._steps[bucket])]

@@ -3,7 +3,6 @@
 import threading
 
 import jax
-import jax.monitoring
 import jax.numpy as jnp
 import pytest
 
