@@ -1,4 +1,4 @@
-"""The command line: `jaxserve serve`, `chat`, `generate`, `plan` and `bench`.
+"""The command line: `jaxserve serve`, `chat`, `generate`, `plan`, `compile` and `bench`.
 
 Nothing heavy is imported before a command really starts: --help answers at once.
 """
@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jaxserve
@@ -121,6 +122,23 @@ def plan(argv: Sequence[str]) -> int:
     return 0
 
 
+def compile(argv: Sequence[str]) -> int:
+    """Compile a model's programs into a bundle that serve --bundle starts from."""
+    parser = _parser("compile", compile)
+    parser.add_argument("model_tag", nargs="?", metavar="MODEL", help=_MODEL_HELP)
+    parser.add_argument("-o", "--output", metavar="BUNDLE", required=True, help="the file to write")
+    add_flags(parser, EngineArgs)
+    given = parser.parse(argv)
+    args = _engine_args(given["model_tag"], gather(given, EngineArgs))
+    _start_log(logging.WARNING)
+    from jaxserve.compile_bundle import compile_bundle
+
+    written = compile_bundle(args, Path(given["output"]), _say)
+    print(f"{written.path}: {written.num_programs} programs, {written.num_bytes / 1e6:.1f} MB")
+    print(f"fingerprint (serve --bundle-sha256): {written.fingerprint}")
+    return 0
+
+
 def bench(argv: Sequence[str]) -> int:
     """Measure: latency, throughput, serve, startup, kernels."""
     _start_log(logging.WARNING)
@@ -132,6 +150,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "chat": chat,
     "generate": generate,
     "plan": plan,
+    "compile": compile,
     "bench": bench,
 }
 
@@ -211,7 +230,8 @@ def _engine_args(model_tag: str | None, values: dict[str, Any]) -> EngineArgs:
 def _started(model_tag: str | None, values: dict[str, Any]) -> Generator[tuple["LLM", "SamplingParams"]]:
     """An engine for one user, and the parameters of each answer."""
     # One user: few shapes to compile, and no second process to start.
-    args = _engine_args(model_tag, {"engine_process": False, "max_num_seqs": 1, **values})
+    small = {} if "bundle" in values else {"max_num_seqs": 1}
+    args = _engine_args(model_tag, {"engine_process": False, **small, **values})
     sample = {name: value for name, value in asdict(build(SampleArgs, values)).items() if value is not None}
     _start_log(logging.WARNING)
     from jaxserve.llm import LLM

@@ -3,6 +3,7 @@
 from typing import Any
 
 from fastapi import APIRouter, Response
+from fastapi.responses import JSONResponse
 
 from jaxserve import __version__
 from jaxserve.core.errors import JaxserveError
@@ -31,10 +32,16 @@ def router(context: ServerContext) -> APIRouter:
         return Response(status_code=200)
 
     async def ready() -> Response:
-        """200 while new requests are taken; 503 at start, while draining and after the engine's death."""
+        """200 while new requests are taken; 503 at start, while draining and after the engine's death.
+
+        Steps that are still being compiled (compile_in_background) are counted: until none is, requests are padded up.
+        """
         context.check_serving()
         await context.engine.check_health()
-        return Response(status_code=200)
+        pending = context.engine.info.num_pending_programs
+        if pending:
+            pending = (await context.engine.stats()).num_pending_programs
+        return JSONResponse({"status": "ready", "num_pending_programs": pending})
 
     async def show_version() -> dict[str, str]:
         return {"version": __version__}
@@ -52,7 +59,7 @@ def router(context: ServerContext) -> APIRouter:
         return Response(context.metrics.render(info, stats), headers={"content-type": CONTENT_TYPE})
 
     get("/health", health, (503,), response_class=Response, answers={200: {"description": "Healthy"}})
-    get("/ready", ready, (503,), response_class=Response, answers={200: {"description": "Ready"}})
+    get("/ready", ready, (503,), response_class=JSONResponse, answers={200: {"description": "Ready"}})
     get("/version", show_version)
     get("/v1/models", models, (503,))
     get("/v1/models/{model_id:path}", model, (400, 404, 503))

@@ -1,5 +1,7 @@
-"""The padded shapes a step may have. Every bucket is compiled in warm-up; nothing else ever is."""
+"""The padded shapes a step may have. Only these are ever compiled, all of them before the first request or, if
+asked for, some of them behind it."""
 
+from collections.abc import Container
 from dataclasses import dataclass
 
 
@@ -25,6 +27,13 @@ class BucketGrid:
     @property
     def all(self) -> tuple[Bucket, ...]:
         return self.decode + self.mixed
+
+    def only(self, some: Container[Bucket]) -> "BucketGrid":
+        """The grid without the buckets that are not in `some`."""
+        return BucketGrid(
+            tuple(bucket for bucket in self.decode if bucket in some),
+            tuple(bucket for bucket in self.mixed if bucket in some),
+        )
 
     def pick(self, num_rows: int, num_tokens: int) -> Bucket:
         """The smallest bucket that holds a step. num_tokens == num_rows means decode only."""

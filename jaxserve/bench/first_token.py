@@ -32,11 +32,20 @@ def measure(engine: dict[str, Any], started_s: float) -> dict[str, Any]:
         "config": info.startup_s["config"],
         "weights": info.startup_s["weights"],
         "compilation": info.startup_s["compile"],
+        "capture": info.startup_s["capture"],
         "startup": ready_s - imported_s,
         "first_token": first_s - ready_s,
         "total": first_s - started_s,
     }
-    about = ("device", "model_path", "dtype", "max_model_len", "max_num_seqs", "max_num_batched_tokens")
+    about = (
+        "device",
+        "model_path",
+        "dtype",
+        "max_model_len",
+        "max_num_seqs",
+        "max_num_batched_tokens",
+        "num_compilations",
+    )
     return {name: round(value, 4) for name, value in seconds.items()} | {name: getattr(info, name) for name in about}
 
 

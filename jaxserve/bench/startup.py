@@ -1,7 +1,8 @@
 """`jaxserve bench startup`: fresh processes, each from its start to the first token.
 
-A cold start has an empty cache of compiled steps, a warm one the cache that earlier starts filled. The files of
-packages and weights are in the system's page cache in both: it is not ours to empty.
+A cold start has an empty cache of compiled steps, a warm one the cache that earlier starts filled; with --bundle
+neither compiles a step. The files of packages and weights are in the system's page cache in both: it is not
+ours to empty.
 """
 
 import json
@@ -18,8 +19,9 @@ from jaxserve.bench.commands import say
 from jaxserve.bench.flags import StartupArgs
 from jaxserve.core.errors import ConfigError, EngineError
 
-# startup: making the LLM, as vLLM's benchmark counts it; compilation: of it, compiling and running each step once.
-PHASES = ("import", "config", "weights", "compilation", "startup", "first_token", "total")
+# startup: making the LLM, as vLLM's benchmark counts it. Of it, one after the other: config; weights; compilation,
+# what was still to compile (or to load from a bundle) when the weights were there; capture, the first run of each step.
+PHASES = ("import", "config", "weights", "compilation", "capture", "startup", "first_token", "total")
 
 
 def run(args: StartupArgs, engine: dict[str, Any], argv: Sequence[str]) -> int:
@@ -48,6 +50,8 @@ def run(args: StartupArgs, engine: dict[str, Any], argv: Sequence[str]) -> int:
             "device": report.device_name(last["device"]),
             "model_id": report.model_name(last["model_path"]),
             "dtype": last["dtype"],
+            "bundle": engine.get("bundle"),
+            "num_compilations": {kind: [one["num_compilations"] for one in found] for kind, found in starts.items()},
             "shape": {name: last[name] for name in ("max_model_len", "max_num_seqs", "max_num_batched_tokens")},
         }
         for kind, measured in starts.items():
@@ -80,6 +84,8 @@ def _start(engine: dict[str, Any], cache: str, name: str) -> dict[str, Any]:
 def _show(starts: dict[str, list[dict[str, Any]]]) -> None:
     kinds = [kind for kind, measured in starts.items() if measured]
     print(f"{'seconds, median of':<24}" + "".join(f"{f'{len(starts[kind])} {kind}':>12}" for kind in kinds))
+    counts = [statistics.median(one["num_compilations"] for one in starts[kind]) for kind in kinds]
+    print(f"{'programs compiled':<24}" + "".join(f"{count:>12g}" for count in counts))
     for phase in PHASES:
         medians = [statistics.median(one[phase] for one in starts[kind]) for kind in kinds]
         print(f"{phase:<24}" + "".join(f"{seconds:>12.3f}" for seconds in medians))

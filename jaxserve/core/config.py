@@ -239,6 +239,15 @@ class EngineArgs:
     compilation_cache_dir: str | None = arg(
         None, "Where compiled steps are kept; ~/.cache/jaxserve if unset, 'off' for none.", "engine"
     )
+    bundle: str | None = arg(
+        None,
+        "File of `jaxserve compile`: its programs are loaded, nothing is compiled; refused where it does not fit.",
+        "engine",
+    )
+    bundle_sha256: str | None = arg(None, "Refuse a bundle whose fingerprint is not this one.", "engine")
+    compile_in_background: bool = arg(
+        False, "Serve as soon as the largest steps are compiled, padding up, while the others follow.", "engine"
+    )
     check_inputs: bool = arg(False, "Validate every page table and slot before each step (debugging).", "engine")
     engine_process: bool = arg(True, "Run the engine in a process of its own.", "engine")
 

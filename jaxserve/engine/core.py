@@ -4,24 +4,23 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from jaxserve.core.checkpoint import load_model_config, resolve_model_path
 from jaxserve.core.config import EngineArgs, EngineConfig
 from jaxserve.core.errors import EngineDead, JaxserveError, QueueFull
 from jaxserve.core.outputs import EngineOutput, FinishReason
 from jaxserve.core.request import Request
-from jaxserve.demo import demo_checkpoint
 from jaxserve.engine.messages import AddRequest, EngineInfo, SchedulerStats
-from jaxserve.models.kv_scales import load_kv_scales
-from jaxserve.models.weights import load_params, widened
+from jaxserve.models.weights import LoadedModel, load_params, widened
 from jaxserve.runner.compile_cache import CompileCounter, enable_compile_cache
-from jaxserve.runner.device import claim_device
+from jaxserve.runner.device import Device, claim_device
 from jaxserve.runner.memory import memory_in_use
 from jaxserve.runner.meter import StepMeter, step_costs
 from jaxserve.runner.model_runner import InFlight, ModelRunner, StepFailedError
-from jaxserve.runner.resolve import describe, resolve
+from jaxserve.runner.resolve import describe
 from jaxserve.runner.roofline import Rates
+from jaxserve.runner.startup import configure, keeps_wide, kv_scales_of, start_making
 from jaxserve.schedule.scheduler import Scheduler
 
 _MAX_FAILED_STEPS = 3  # in a row, before the engine gives up
@@ -30,7 +29,8 @@ _MAX_FAILED_STEPS = 3  # in a row, before the engine gives up
 class EngineCore:
     """Serves token ids. Not thread-safe: one loop owns it.
 
-    Construction loads the weights and compiles everything; raises ConfigError or CheckpointError.
+    Construction loads the weights and compiles everything, or what it needs to begin.
+    Raises ConfigError or CheckpointError.
     progress: called with a line for a person, now and then.
     """
 
@@ -39,26 +39,30 @@ class EngineCore:
         device = claim_device(args.gpu_memory_utilization)
         enable_compile_cache(args.compilation_cache_dir)
         self._compiles = CompileCounter()
-        model = args.model or str(demo_checkpoint())
-        path = resolve_model_path(model, args.revision, with_weights=args.load_format != "dummy")
-        self.config = resolve(
-            args, load_model_config(path, dtype=args.dtype, overrides=args.hf_overrides), path, device
-        )
+        self.config, bundle = configure(args, device, progress)
         progress(f"{self.config.model.architecture} in {self.config.model.dtype} on {device.kind}")
         progress(describe(self.config))
         costs = step_costs(self.config, device, args.device_peaks)
         self._meter = StepMeter(costs)
+        scales_L2K = kv_scales_of(self.config, progress)
         configured = time.monotonic()
-        loaded = load_params(self.config.model, path, self.config.load_format, self.config.seed)
-        if self.config.model.dtype != "float32" and not device.has_16_bit_products:
-            loaded = widened(loaded)
-            progress("weights kept as float32: this processor has no 16-bit products")
-        scales_L2K = None
-        if self.config.pool.dtype.startswith("float8") and self.config.load_format != "dummy":
-            scales_L2K = load_kv_scales(self.config.model, path)
-            progress("KV scales: " + ("1.0, the checkpoint has none" if scales_L2K is None else "the checkpoint's"))
-        weights_loaded = time.monotonic()
-        self.runner = ModelRunner(self.config, loaded, progress, scales_L2K)
+        steps, self._maker = start_making(
+            self.config,
+            device,
+            bundle,
+            has_kv_scales=scales_L2K is not None,
+            in_background=args.compile_in_background,
+        )
+        try:
+            loaded = self._load_weights(device, progress)
+            weights_loaded = time.monotonic()
+            verb = "compiled" if bundle is None else "loaded"
+            self._maker.wait(lambda done, needed: progress(f"{verb} {done}/{needed} programs"))
+            compiled = time.monotonic()
+            self.runner = ModelRunner(self.config, loaded, steps, scales_L2K)
+        except BaseException:
+            self._maker.stop()
+            raise
         self.scheduler = Scheduler(
             self.config.scheduler,
             self.config.cache,
@@ -66,19 +70,32 @@ class EngineCore:
             rope_sensitive_len(self.config),
             model=self.config.model_path,
         )
-        ready = time.monotonic()
         times = {
             "config": configured - started,
             "weights": weights_loaded - configured,
-            "compile": ready - weights_loaded,
+            "compile": compiled - weights_loaded,
+            "capture": time.monotonic() - compiled,
         }
         self.info = engine_info(self.config, device.kind, times, costs.rates)
         self._compiles_at_start = self._compiles.count
+        self.info.num_compilations = self._compiles.count + self._compiles.in_threads
+        self.info.num_pending_programs = self._maker.num_pending
+        phases = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in times.items())
+        pending = f"; {self._maker.num_pending} follow in the background" if self._maker.num_pending else ""
+        progress(f"started: {phases}; {self.info.num_compilations} programs compiled{pending}")
         self._seeds = random.Random(args.seed)
         self._is_async = args.async_scheduling
         self._flights: deque[InFlight] = deque()  # dispatched, not collected; of two the second is one step ahead
         self._num_failed_steps = 0
         self._num_steps = self._num_step_tokens = self._num_corrupted = 0
+
+    def _load_weights(self, device: Device, progress: Callable[[str], None]) -> LoadedModel:
+        config = self.config
+        loaded = load_params(config.model, Path(config.model_path), config.load_format, config.seed)
+        if not keeps_wide(config.model, device):
+            return loaded
+        progress("weights kept as float32: this processor has no 16-bit products")
+        return widened(loaded)
 
     @property
     def has_work(self) -> bool:
@@ -175,6 +192,7 @@ class EngineCore:
             num_steps=self._num_steps,
             num_step_tokens=self._num_step_tokens,
             num_compilations_after_warmup=self._compiles.count - self._compiles_at_start,
+            num_pending_programs=self._maker.num_pending,
             num_corrupted_requests=self._num_corrupted,
             device_memory_used_bytes=used_bytes,
             device_memory_total_bytes=total_bytes,
@@ -190,7 +208,8 @@ class EngineCore:
         raise ValueError(f"the engine has no method {method!r}")
 
     def close(self) -> None:
-        """Give the device's memory back."""
+        """Give the device's memory back. A program that is being compiled is finished, none is begun."""
+        self._maker.stop()
         self._flights.clear()
         del self.runner
 

@@ -31,6 +31,7 @@ from jaxserve.engine.messages import (
 logger = logging.getLogger(__name__)
 
 STATS_INTERVAL_S = 0.1
+COMPILER_THREADS = "jaxserve-compile-"  # how the names of the threads that compile begin (jaxserve/runner/compiling.py)
 
 Emit = Callable[[FromEngine], None]
 Receive = Callable[[bool], list[ToEngine]]
@@ -57,7 +58,11 @@ def make_core(args: EngineArgs, progress: Callable[[str], None]) -> Core:
     Raises:
         ConfigError, CheckpointError: the engine cannot start as asked.
     """
-    core: Core = importlib.import_module("jaxserve.engine.core").EngineCore(args, progress)
+    started = time.monotonic()
+    module = importlib.import_module("jaxserve.engine.core")
+    imported = time.monotonic()
+    core: Core = module.EngineCore(args, progress)
+    core.info.startup_s = {"import": round(imported - started, 3), **core.info.startup_s}
     return core
 
 

@@ -38,7 +38,12 @@ class Shutdown(msgspec.Struct, tag=True):
 
 
 class EngineInfo(msgspec.Struct):
-    """What a front end must know of a ready engine (no jax needed to read it)."""
+    """What a front end must know of a ready engine (no jax needed to read it).
+
+    startup_s: seconds of each phase, one after the other: import, config, weights, compile (what was still to
+        wait for when the weights were there), capture (the first run of every program).
+    num_compilations: during the start. num_pending_programs: still to be compiled while it serves.
+    """
 
     model_path: str
     architecture: str
@@ -56,6 +61,8 @@ class EngineInfo(msgspec.Struct):
     startup_s: dict[str, float]
     peak_bandwidth: float | None = None  # bytes a second that the roofline meter measures against; None if unknown
     peak_flops: float | None = None  # operations a second, likewise
+    num_compilations: int = 0
+    num_pending_programs: int = 0
 
 
 class SchedulerStats(msgspec.Struct):
@@ -78,6 +85,7 @@ class SchedulerStats(msgspec.Struct):
     num_steps: int = 0
     num_step_tokens: int = 0
     num_compilations_after_warmup: int = 0
+    num_pending_programs: int = 0
     num_corrupted_requests: int = 0
     device_memory_used_bytes: int = 0
     device_memory_total_bytes: int = 0

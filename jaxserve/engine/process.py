@@ -15,7 +15,7 @@ import msgspec
 import zmq
 
 from jaxserve.core.config import EngineArgs
-from jaxserve.engine.loop import run_engine
+from jaxserve.engine.loop import COMPILER_THREADS, run_engine
 from jaxserve.engine.messages import FromEngine, ToEngine
 
 LINGER_MS = 2000
@@ -91,7 +91,12 @@ def main() -> int:
         asked_to_leave = run_engine(spec.args, pipe.receive, pipe.emit)
     finally:
         pipe.close()
-    return 0 if asked_to_leave else 1
+    code = 0 if asked_to_leave else 1
+    if any(thread.name.startswith(COMPILER_THREADS) for thread in threading.enumerate()):
+        # XLA cannot be interrupted, and the interpreter would wait for it: nothing is left to be tidied up.
+        logging.shutdown()
+        os._exit(code)
+    return code
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,11 +35,12 @@ _QUIET_BYTES = 256 << 20  # smaller checkpoints load in a moment: no progress ba
 class LoadedModel:
     """A model taken apart, so that a step passes flat arrays only.
 
-    leaves: the parameters; treedef, graphdef: how to put them together again.
+    leaves: the parameters, arrays or only their shapes and dtypes (`abstract_params`); treedef, graphdef: how to
+        put them together again.
     """
 
     graphdef: nnx.GraphDef[Llama]
-    leaves: list[jax.Array]
+    leaves: list[Any]
     treedef: Any
 
     def merge(self, leaves: Sequence[jax.Array]) -> Llama:
@@ -58,8 +59,13 @@ def widened(loaded: LoadedModel) -> LoadedModel:
     For processors that multiply 16-bit floats only by widening them first: done once instead of
     every step, at the price of twice the weights' memory. Activations and keys keep their dtype.
     """
-    leaves = [leaf.astype(jnp.float32) if leaf.ndim == 2 else leaf for leaf in loaded.leaves]
-    return replace(loaded, leaves=leaves)
+    return replace(loaded, leaves=[_wide(leaf) if leaf.ndim == 2 else leaf for leaf in loaded.leaves])
+
+
+def _wide(leaf: Any) -> Any:
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(leaf.shape, jnp.float32)
+    return leaf.astype(jnp.float32)
 
 
 def load_params(config: ModelConfig, path: Path, load_format: str = "auto", seed: int = 0) -> LoadedModel:
@@ -89,7 +95,7 @@ def load_params(config: ModelConfig, path: Path, load_format: str = "auto", seed
 def abstract_params(config: ModelConfig) -> LoadedModel:
     """The model of `config` without weights: leaves that are shapes and dtypes only, for compiling and planning."""
     graphdef, abstract, treedef = _abstract(config)
-    return LoadedModel(graphdef, cast("list[jax.Array]", list(abstract.values())), treedef)
+    return LoadedModel(graphdef, list(abstract.values()), treedef)
 
 
 def random_params(config: ModelConfig, seed: int) -> LoadedModel:

@@ -1,10 +1,11 @@
 """From the scheduler's decision to a packed step, and the host's mirror of each running row."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from jaxserve.batch.buckets import Bucket, BucketGrid
+from jaxserve.batch.buckets import Bucket
 from jaxserve.batch.step_batch import PackedStep
 from jaxserve.core.config import EngineConfig
 from jaxserve.runner.checks import check_step
@@ -79,9 +80,9 @@ class RowArrays:
 class BatchBuilder:
     """Owns the mirror of the running rows; `build` is called once a step, in order."""
 
-    def __init__(self, config: EngineConfig, grid: BucketGrid) -> None:
+    def __init__(self, config: EngineConfig, pick: Callable[[int, int], Bucket]) -> None:
         self._config = config
-        self._grid = grid
+        self._pick = pick
         self._page_size = config.cache.page_size
         self._num_slots = config.cache.num_pages * config.cache.page_size
         self.rows: list[Row | None] = [None] * config.scheduler.max_num_seqs
@@ -122,7 +123,7 @@ class BatchBuilder:
 
     def build(self, output: SchedulerOutput) -> PackedStep:
         """The packed inputs of this step, in the smallest bucket that holds it."""
-        bucket = self._grid.pick(len(output.rows), output.num_tokens)
+        bucket = self._pick(len(output.rows), output.num_tokens)
         step = self.empty_step(bucket)
         self._fill_tokens(step, output.rows)
         self._fill_pages(step, output.rows)

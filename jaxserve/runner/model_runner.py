@@ -1,20 +1,19 @@
 """`ModelRunner`: owner of the weights and of everything that lives on the device between steps."""
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
 import numpy as np
 
-from jaxserve.batch.buckets import Bucket, make_grid
+from jaxserve.batch.buckets import Bucket
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.step_result import RowResult
 from jaxserve.models.weights import LoadedModel
 from jaxserve.runner.batch_builder import BatchBuilder, Row
 from jaxserve.runner.results import read_results
-from jaxserve.runner.step import StepOutput, initial_state
-from jaxserve.runner.warmup import RowPrograms, compile_row_programs, compile_steps
+from jaxserve.runner.step import StepOutput
+from jaxserve.runner.steps import Steps
 from jaxserve.sampling.state import SamplingState
 from jaxserve.schedule.output import ScheduledRow, SchedulerOutput
 
@@ -39,6 +38,7 @@ class InFlight:
 class ModelRunner:
     """Runs the scheduler's decisions. `dispatch` starts a step without waiting; `collect` waits for its tokens.
 
+    steps: the compiled programs, at least those that `Steps.first_needed` names.
     kv_scales_L2K: of each layer's keys and values in an 8-bit pool; None for 1.
     """
 
@@ -46,30 +46,28 @@ class ModelRunner:
         self,
         config: EngineConfig,
         loaded: LoadedModel,
-        progress: Callable[[str], None],
+        steps: Steps,
         kv_scales_L2K: np.ndarray | None = None,
     ) -> None:
         self._config = config
         self._kv_scales_L2K = kv_scales_L2K
         self._leaves = loaded.leaves
         self.num_logprobs = config.num_logprobs
-        scheduler = config.scheduler
-        self.grid = make_grid(scheduler.max_num_seqs, scheduler.max_num_batched_tokens)
-        # Compile before the pool takes its memory: a GPU's autotuner tries kernels on buffers of its own.
-        state_spec = jax.eval_shape(lambda: initial_state(config, kv_scales_L2K))
-        self._steps = compile_steps(config, loaded, state_spec, self.grid, progress)
-        self._row_programs: RowPrograms = compile_row_programs(state_spec)
-        self._state = initial_state(config, kv_scales_L2K)
-        self._builder = BatchBuilder(config, self.grid)
-        self._dirty_rows = np.zeros(scheduler.max_num_seqs, np.bool_)
-        for bucket in self.grid.all:
+        self._steps = steps
+        self._state = steps.initial_state(kv_scales_L2K)
+        self._builder = BatchBuilder(config, steps.pick)
+        self._dirty_rows = np.zeros(config.scheduler.max_num_seqs, np.bool_)
+        # Once each, as a first run loads code and (on a GPU) captures the command buffer. A bucket that comes
+        # later runs first with a real step: the state is the loop's alone.
+        for bucket in steps.ready.all:
             self._run(bucket, self._builder.empty_step(bucket).vector)
         jax.block_until_ready(self._state)
 
     def rebuild(self) -> None:
         """Replace the device state after a failed step: empty pool, no rows (they all start again)."""
-        self._state = initial_state(self._config, self._kv_scales_L2K)
-        self._builder = BatchBuilder(self._config, self.grid)
+        del self._state  # its pool may still be there, and two do not fit
+        self._state = self._steps.initial_state(self._kv_scales_L2K)
+        self._builder = BatchBuilder(self._config, self._steps.pick)
         self._dirty_rows[:] = False
 
     def dispatch(self, scheduled: SchedulerOutput) -> InFlight:
@@ -114,7 +112,7 @@ class ModelRunner:
         bias = sampling.bias_V if sampling.bias_V is not None else np.zeros(vocab_size, np.float32)
         counts = sampling.counts_V if sampling.counts_V is not None else np.zeros(vocab_size, np.int32)
         mask = sampling.prompt_mask_V if sampling.prompt_mask_V is not None else np.zeros(vocab_size, np.bool_)
-        self._set_sampling(self._row_programs.load_row(self._state.sampling, np.int32(index), bias, counts, mask))
+        self._set_sampling(self._steps.small("load_row")(self._state.sampling, np.int32(index), bias, counts, mask))
 
     def _count_token(self, row: Row, token_id: int) -> None:
         """The host's mirror learns of a sampled token; a bias that this changes goes to the device.
@@ -126,7 +124,7 @@ class ModelRunner:
         if bias is not None and self._builder.rows[index] is row:
             self._dirty_rows[index] = True
             self._builder.note_bias(row)
-            self._set_sampling(self._row_programs.load_bias(self._state.sampling, np.int32(index), bias))
+            self._set_sampling(self._steps.small("load_bias")(self._state.sampling, np.int32(index), bias))
 
     def _set_sampling(self, sampling: SamplingState) -> None:
         self._state = dataclasses.replace(self._state, sampling=sampling)
@@ -135,7 +133,7 @@ class ModelRunner:
         """The whole page-table line of a row that starts with many pages at once."""
         columns = np.zeros(self._state.paged.page_table_RM.shape[1], np.int32)
         columns[: len(row.page_ids)] = row.page_ids
-        table = self._row_programs.load_table(self._state.paged.page_table_RM, np.int32(row.row), columns)
+        table = self._steps.small("load_table")(self._state.paged.page_table_RM, np.int32(row.row), columns)
         self._state = dataclasses.replace(
             self._state, paged=dataclasses.replace(self._state.paged, page_table_RM=table)
         )

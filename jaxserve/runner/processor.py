@@ -1,5 +1,6 @@
 """What this machine's processor can do."""
 
+import hashlib
 import platform
 from pathlib import Path
 
@@ -18,3 +19,8 @@ def processor_features() -> str:
 def multiplies_bfloat16() -> bool:
     """Whether there are instructions for it. Without, every product widens its operands to float32 first."""
     return not _BFLOAT16_FEATURES.isdisjoint(processor_features().split())
+
+
+def processor_digest() -> str:
+    """A short name of this processor's instruction set: machine code for one is not for another."""
+    return hashlib.sha256(processor_features().encode()).hexdigest()[:12]

@@ -52,15 +52,21 @@ def sizes_of(args: EngineArgs, model: ModelConfig, device: Device) -> Sizes:
             "raise it or lower the other: each running request needs a token a step."
         )
     pool = _pool(args, model, device, page_size)
+    needed = step_bytes(model, pool, num_tokens=budget, num_rows=num_seqs)
+    itemsize = matrix_itemsize(model, device)
+    reserve = 0 if device.is_cpu else RESERVE_BYTES
+    if args.compile_in_background and not device.is_cpu:
+        # XLA's autotuner runs beside the steps: the largest product on buffers of its own, its results like a step's.
+        reserve += max(model.vocab_size, 2 * model.intermediate_size) * model.hidden_size * itemsize + needed
     return Sizes(
         num_seqs=num_seqs,
         num_batched_tokens=budget,
         page_size=page_size,
         pool=pool,
         page_bytes=page_size * kv_bytes_per_token(model, pool),
-        weight_bytes=weight_bytes(model, matrix_itemsize=matrix_itemsize(model, device)),
-        step_bytes=step_bytes(model, pool, num_tokens=budget, num_rows=num_seqs),
-        reserve_bytes=0 if device.is_cpu else RESERVE_BYTES,
+        weight_bytes=weight_bytes(model, matrix_itemsize=itemsize),
+        step_bytes=needed,
+        reserve_bytes=reserve,
     )
 
 

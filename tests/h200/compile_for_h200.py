@@ -21,8 +21,11 @@ import jax
 import jax.numpy as jnp
 from h200_cases import KERNELS, MEMORY_BYTES, STEPS, llama_8b
 
+from jaxserve.batch.buckets import BucketGrid
 from jaxserve.models.weights import abstract_params
+from jaxserve.runner.bundle import serialize
 from jaxserve.runner.lowering import compiler_options, lower_step
+from jaxserve.runner.programs import Program, programs_of
 from jaxserve.runner.step import initial_state
 from pallas_kernels import ragged_paged_attention
 from sharding.targets import target_devices
@@ -44,7 +47,7 @@ def stdout_into(path: Path) -> Generator[None]:
         os.close(kept)
 
 
-def leave(folder: Path, lowered: jax.stages.Lowered) -> None:
+def leave(folder: Path, lowered: jax.stages.Lowered, program: Program | None = None) -> None:
     folder.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as dumps:
         options = compiler_options("gpu") | {"xla_dump_to": dumps, "xla_dump_hlo_as_text": True}
@@ -56,6 +59,8 @@ def leave(folder: Path, lowered: jax.stages.Lowered) -> None:
             *Path(dumps).glob("*.thunk_sequence.txt"),
         ][0]
         (folder / "thunks.txt").write_bytes(thunks.read_bytes())
+    if program is not None:  # as `jaxserve compile` keeps it; its trees are checked there
+        (folder / "serialized").write_bytes(serialize(program, compiled))
     (folder / "hlo.txt").write_text(compiled.as_text() or "")
     memory: Any = compiled.memory_analysis()
     (folder / "memory.json").write_text(
@@ -96,8 +101,11 @@ def main(group: str, out: Path) -> None:
         config = llama_8b()
         model = abstract_params(config.model)
         state = jax.eval_shape(lambda: initial_state(config))
-        for name, bucket in STEPS.items():
-            leave(out / name, lower_step(config, model, bucket, state, placement))
+        programs = programs_of(config, model, state, BucketGrid((), tuple(STEPS.values())), halves=False)
+        for (name, bucket), program in zip(STEPS.items(), reversed(programs[: len(STEPS)]), strict=True):
+            leave(out / name, lower_step(config, model, bucket, state, placement), program)
+        begin = jax.jit(lambda: initial_state(config), out_shardings=placement)
+        leave(out / "initial_state", begin.lower())
 
 
 if __name__ == "__main__":

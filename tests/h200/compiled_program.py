@@ -57,6 +57,8 @@ class Program:
     def __init__(self, folder: Path) -> None:
         self.name = folder.name
         self._hlo = (folder / "hlo.txt").read_text()
+        serialized = folder / "serialized"  # left of whole steps only
+        self.serialized_bytes = serialized.stat().st_size if serialized.exists() else None
         self._thunks = (folder / "thunks.txt").read_text()
         self._ptxas = (folder / "ptxas.txt").read_text()
         memory: dict[str, int] = json.loads((folder / "memory.json").read_text())

@@ -63,6 +63,16 @@ def test_working_memory_is_bounded(step, config):
     assert [launch.name for launch in step.launches if "remat" in launch.name] == []
 
 
+def test_a_step_can_go_into_a_bundle(step, report):
+    """Its trees are those that `Program` knows (asserted where it is serialized); that it loads a GPU alone can say."""
+    assert step.serialized_bytes > 100_000
+    report(f"{step.name}: {step.serialized_bytes / 1e6:.1f} MB in a bundle")
+
+
+def test_the_state_is_made_without_room_for_a_second_pool(steps):
+    assert steps("initial_state").temp_bytes < 1_000_000
+
+
 def test_each_layer_calls_each_kernel_once(step, config):
     assert step.kernels and step.num_calls == config.model.num_layers * len(step.kernels)
     assert sum(launch.is_ours for launch in step.launches) == step.num_calls

@@ -1,6 +1,9 @@
 """`jaxserve bench` end to end on the demo model: a real server under load, the engine offline, fresh processes."""
 
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -8,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from server_process import ServerProcess, metric
+from server_process import ROOT, ServerProcess, metric
 
 from benchmarks.performance_sections import TABLES
 from benchmarks.performance_tables import sections
@@ -252,11 +255,25 @@ def test_startup(engine_flags: list[str], tmp_path: Path, capsys: pytest.Capture
     for kind in ("cold", "warm"):
         phases = [found[f"avg_{kind}_{phase}_time"] for phase in ("import", "startup", "first_token")]
         total = found[f"avg_{kind}_total_time"]
+        inside = [found[f"avg_{kind}_{phase}_time"] for phase in ("config", "weights", "compilation", "capture")]
+        assert 0 < sum(inside) <= found[f"avg_{kind}_startup_time"]
         assert all(seconds > 0 for seconds in phases)
         assert total == pytest.approx(sum(phases), abs=0.01)
         assert len(found[f"{kind}_startup_times"]) == 1
     assert found["avg_warm_compilation_time"] < found["avg_cold_compilation_time"]
     assert "1 cold" in capsys.readouterr().out
+
+
+def test_startup_from_a_bundle(engine_flags: list[str], tmp_path: Path) -> None:
+    bundle, path = tmp_path / "a.bundle", tmp_path / "startup.json"
+    # In a process of its own, as it switches JAX's cache off.
+    command = [sys.executable, "-m", "jaxserve.cli", "compile", "-o", str(bundle), *engine_flags]
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    times = ["--num-iters-cold", "1", "--num-iters-warm", "0"]
+    argv = ["bench", "startup", *times, *engine_flags, "--bundle", str(bundle), "--output-json", str(path)]
+    assert main(argv) == 0
+    found = record(path, "device")
+    assert found["num_compilations"]["cold"] == [0] and found["bundle"] == str(bundle)
 
 
 def test_startup_that_fails_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
