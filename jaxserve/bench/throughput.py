@@ -35,7 +35,7 @@ def run(args: ThroughputArgs, dataset: DatasetArgs, engine: dict[str, Any], argv
         passes = [_complete(llm, items, args, shows_bar=not args.disable_tqdm) for _ in range(args.num_iters)]
         info, stats = llm.info, llm.stats()
     steps = figures_between(before, stats)
-    elapsed = statistics.median_low(one.wall_s for one in passes)
+    elapsed = statistics.median(one.wall_s for one in passes)
     num_prompt_tokens = sum(len(item.prompt_token_ids) for item in items)
     num_output_tokens = sum(item.num_output_tokens for item in items)
     total = num_prompt_tokens + num_output_tokens
