@@ -124,7 +124,8 @@ TABLES = (
         "table, through several pools in turn so that no cache helps, everything included that a layer "
         "launches. GB/s counts keys and values once; the copy is device to device, bytes read plus bytes "
         "written, in the same run: a share above 1 says that reading alone went faster. An r marks lengths "
-        "between half the context and the whole. FlashInfer's times, of other runs: [profile-h200.md](profile-h200.md).",
+        "between half the context and the whole. FlashInfer's times, of other runs: "
+        "[profile-h200.md](profile-h200.md).",
         {
             "rows x context": _text("case"),
             "implementation": _text("implementation"),
