@@ -235,7 +235,8 @@ def test_throughput(engine_flags: list[str], tmp_path: Path, capsys: pytest.Capt
     assert found["requests_per_second"] == pytest.approx(8 / found["elapsed_time"])
     assert found["tokens_per_second"] == pytest.approx(8 * 39 / found["elapsed_time"])
     assert found["prefix_cache_hits"] > 0
-    assert found["best_output_tokens_per_s"] == pytest.approx(24 / found["elapsed_time"], rel=1e-3)
+    assert found["elapsed_time"] == pytest.approx(found["median_ms"] / 1000, rel=1e-3)
+    assert found["best_output_tokens_per_s"] >= 24 / found["elapsed_time"] * (1 - 1e-3)  # the median is of two passes
     assert found["num_steps"] > 2 * 3 and found["step_ms"] > 0
     assert "Throughput: " in capsys.readouterr().out
 
