@@ -74,7 +74,8 @@ def test_serve_counts_what_the_server_counts(
     assert found["goodput_limits_ms"] == {"ttft": 60000, "tpot": 60000}
     assert found["max_concurrent_requests"] <= 4
     assert found["output_lens"] == [6] * 12
-    assert all(1 <= len(itls) <= 5 for itls in found["itls"])  # a chunk is a token, or some where we are slow to read
+    assert all(len(itls) <= 5 for itls in found["itls"])  # a chunk is a token, or some (all) where we are slow to read
+    assert any(found["itls"])
     assert 0 < found["mean_ttft_ms"] < found["mean_e2el_ms"]
     shown = capsys.readouterr().out
     assert "Successful requests:                     12\n" in shown
