@@ -65,24 +65,7 @@ def run(args: ServeArgs, dataset: DatasetArgs, argv: Sequence[str]) -> int:
     kinds = _by_kind(items, timelines, duration_s, percentiles, goodput_ms)
     errors = collections.Counter(one.error for one in timelines if one.error is not None)
     result = report.base("serve", argv) | {
-        "device": None,  # the server does not say: --metadata device=NAME
-        "client": record.cpu_name(),
-        "label": args.label or args.backend,
-        "backend": args.backend,
-        "endpoint_type": args.backend,
-        "base_url": target.base_url,
-        "model_id": report.model_name(target.model),
-        "dataset_name": dataset.dataset_name,
-        "dataset_flags": changed_flags(dataset),
-        "shape": describe(items),
-        "seed": args.seed,
-        "num_prompts": len(items),
-        "request_rate": args.request_rate if np.isfinite(args.request_rate) else "inf",
-        "burstiness": args.burstiness,
-        "ramp_up_strategy": args.ramp_up_strategy,
-        "max_concurrency": args.max_concurrency,
-        "ignore_eos": args.ignore_eos,
-        "goodput_limits_ms": goodput_ms,
+        **_conditions(args, dataset, target, items, goodput_ms),
         **labels,
         **figures,
         **({} if steps is None else steps.record()),
@@ -107,6 +90,32 @@ def run(args: ServeArgs, dataset: DatasetArgs, argv: Sequence[str]) -> int:
         report.write(path, result, args.append_result)
         say(f"written: {path}")
     return 0 if figures["completed"] else 1
+
+
+def _conditions(
+    args: ServeArgs, dataset: DatasetArgs, target: Target, items: list[WorkItem], goodput_ms: dict[str, float]
+) -> dict[str, Any]:
+    """What was asked, of whom and by whom, for the record."""
+    return {
+        "device": None,  # the server does not say: --metadata device=NAME
+        "client": record.cpu_name(),
+        "label": args.label or args.backend,
+        "backend": args.backend,
+        "endpoint_type": args.backend,
+        "base_url": target.base_url,
+        "model_id": report.model_name(target.model),
+        "dataset_name": dataset.dataset_name,
+        "dataset_flags": changed_flags(dataset),
+        "shape": describe(items),
+        "seed": args.seed,
+        "num_prompts": len(items),
+        "request_rate": args.request_rate if np.isfinite(args.request_rate) else "inf",
+        "burstiness": args.burstiness,
+        "ramp_up_strategy": args.ramp_up_strategy,
+        "max_concurrency": args.max_concurrency,
+        "ignore_eos": args.ignore_eos,
+        "goodput_limits_ms": goodput_ms,
+    }
 
 
 def _by_kind(

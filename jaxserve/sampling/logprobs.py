@@ -8,7 +8,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-_MOST_PASSES = 64  # over the logits: a longer list is sorted
+_MOST_PASSES = 64  # over the logits. A longer list is sorted: on a GPU no step of that engine is then dispatched ahead
 _NOTHING = (np.float32(-np.inf), np.iinfo(np.int32).max)
 
 

@@ -502,12 +502,13 @@ def test_preempted_with_a_token_in_flight_drops_the_token():
     scheduler = make(num_pages=8, max_model_len=32)
     requests = {name: add(scheduler, name, 12, ignore_eos=True) for name in "ab"}
     flights = [scheduler.schedule()]
-    while not (output := scheduler.schedule()).preempted:  # type: ignore[union-attr]
+    while (output := scheduler.schedule()) is not None and not output.preempted:
         flights.append(output)
         first = flights.pop(0)
         assert first is not None
         scheduler.update(first, answer(first))
         scheduler.check()
+    assert output is not None, "nobody was preempted"
     scheduler.check()
     (last,) = flights
     assert output is not None and last is not None
