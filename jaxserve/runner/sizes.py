@@ -11,6 +11,7 @@ from jaxserve.runner.memory import dtype_bytes, kv_bytes_per_token, step_bytes, 
 from pallas_kernels import pool_head_dim
 
 RESERVE_BYTES = 512 << 20  # of a GPU: compiled programs, the libraries' workspaces, fragments
+_LARGE_MEMORY_BYTES = 60 << 30  # of what XLA may allocate: an H100's and an H200's, and whatever has as much
 _POOL_DTYPES = {  # names users know -> JAX's
     "bfloat16": "bfloat16",
     "float16": "float16",
@@ -79,7 +80,7 @@ def _step_limits(args: EngineArgs, device: Device) -> tuple[int, int]:
     """(max_num_seqs, max_num_batched_tokens); one that is unset follows the one that is."""
     num_seqs, budget = args.max_num_seqs, args.max_num_batched_tokens
     if num_seqs is None:
-        default = 64 if device.is_cpu else 256
+        default = 64 if device.is_cpu else 1024 if (device.memory_bytes or 0) >= _LARGE_MEMORY_BYTES else 256
         num_seqs = default if budget is None else min(default, budget)
     if budget is None:
         budget = max(512 if device.is_cpu else 8192, num_seqs)
