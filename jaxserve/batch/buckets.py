@@ -4,7 +4,6 @@ asked for, some of them behind it."""
 from collections.abc import Container
 from dataclasses import dataclass
 
-
 _FINE = 256  # tokens from which on a GPU's products take time for every token
 
 

@@ -15,6 +15,7 @@ from jaxserve.engine.messages import AddRequest, EngineInfo, SchedulerStats
 from jaxserve.models.weights import LoadedModel, load_params, widened
 from jaxserve.runner.compile_cache import CompileCounter, enable_compile_cache
 from jaxserve.runner.device import Device, claim_device
+from jaxserve.runner.heap import release_heap, settle_heap
 from jaxserve.runner.memory import memory_in_use
 from jaxserve.runner.meter import StepMeter, step_costs
 from jaxserve.runner.model_runner import InFlight, ModelRunner, StepFailedError
@@ -88,6 +89,7 @@ class EngineCore:
         self._flights: deque[InFlight] = deque()  # dispatched, not collected; of two the second is one step ahead
         self._num_failed_steps = 0
         self._num_steps = self._num_step_tokens = self._num_corrupted = 0
+        settle_heap()
 
     def _load_weights(self, device: Device, progress: Callable[[str], None]) -> LoadedModel:
         config = self.config
@@ -212,6 +214,7 @@ class EngineCore:
         self._maker.stop()
         self._flights.clear()
         del self.runner
+        release_heap()
 
 
 def rope_sensitive_len(config: EngineConfig) -> int | None:

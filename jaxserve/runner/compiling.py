@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from jaxserve.runner.heap import settle_heap
 from jaxserve.runner.programs import Program
 
 logger = logging.getLogger(__name__)
@@ -135,5 +136,7 @@ class ProgramMaker:
             self._num_left -= 1
             self._num_left_needed -= is_needed
             self._changed.notify_all()
-            if self._num_left == 0 and self._num_needed < self._num_programs and not self._is_stopped:
-                logger.info("all %d programs are there", self._num_programs - len(self.failed))
+            is_last = self._num_left == 0 and self._num_needed < self._num_programs and not self._is_stopped
+        if is_last:  # one pause now for none later
+            settle_heap()
+            logger.info("all %d programs are there", self._num_programs - len(self.failed))

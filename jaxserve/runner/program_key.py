@@ -92,7 +92,7 @@ def engine_key(config: EngineConfig, *, matrix_itemsize: int, has_kv_scales: boo
             "max_logprobs": config.num_logprobs,
             "attention_implementation": config.attention_implementation,
             "bytes of a weight": matrix_itemsize,
-            "compiler options": compiler_options(jax.default_backend()),
+            "compiler options": [compiler_options(jax.default_backend(), num_tokens) for num_tokens in (1, 1 << 20)],
         }
     )
 

@@ -81,7 +81,7 @@ def _step(config: EngineConfig, model: LoadedModel, bucket: Bucket, state: Devic
         lambda: lower_step(config, model, bucket, state),
         (model.leaves, state, 0),
         (_flat(StepOutput, sampled=_flat(Sampled), prompt=_flat(PromptLogprobs)), state),
-        compiler_options(jax.default_backend()),
+        compiler_options(jax.default_backend(), bucket.num_tokens),
     )
 
 

@@ -35,7 +35,7 @@ def compiled(function: Callable[..., jax.Array], *arrays: np.ndarray) -> Callabl
 
     specs = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays]
     lowered = jax.jit(either).lower(jax.ShapeDtypeStruct((), jnp.bool_), *specs)
-    return lowered.compile(compiler_options(jax.default_backend()))
+    return lowered.compile(compiler_options(jax.default_backend(), len(TOP_K)))
 
 
 @pytest.mark.parametrize("kind", ["normal", "close", "steep"])

@@ -47,10 +47,10 @@ def stdout_into(path: Path) -> Generator[None]:
         os.close(kept)
 
 
-def leave(folder: Path, lowered: jax.stages.Lowered, program: Program | None = None) -> None:
+def leave(folder: Path, lowered: jax.stages.Lowered, num_tokens: int = 1, program: Program | None = None) -> None:
     folder.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as dumps:
-        options = compiler_options("gpu") | {"xla_dump_to": dumps, "xla_dump_hlo_as_text": True}
+        options = compiler_options("gpu", num_tokens) | {"xla_dump_to": dumps, "xla_dump_hlo_as_text": True}
         with stdout_into(folder / "ptxas.txt"):
             compiled = lowered.compile(options)
         # Written after the passes only where they changed something, such as made a command buffer.
@@ -103,7 +103,7 @@ def main(group: str, out: Path) -> None:
         state = jax.eval_shape(lambda: initial_state(config))
         programs = programs_of(config, model, state, BucketGrid((), tuple(STEPS.values())), halves=False)
         for (name, bucket), program in zip(STEPS.items(), reversed(programs[: len(STEPS)]), strict=True):
-            leave(out / name, lower_step(config, model, bucket, state, placement), program)
+            leave(out / name, lower_step(config, model, bucket, state, placement), bucket.num_tokens, program)
         begin = jax.jit(lambda: initial_state(config), out_shardings=placement)
         leave(out / "initial_state", begin.lower())
 

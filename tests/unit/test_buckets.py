@@ -9,7 +9,7 @@ from jaxserve.batch.step_batch import PackedStep, unpack
 
 
 @pytest.mark.parametrize(
-    ("max_num_seqs", "budget"), [(1, 16), (4, 8), (7, 33), (64, 64), (64, 512), (256, 8192), (100, 64)]
+    ("max_num_seqs", "budget"), [(1, 16), (4, 8), (7, 33), (64, 64), (64, 512), (256, 8192), (1000, 1000), (100, 64)]
 )
 def test_every_possible_step_has_a_bucket(max_num_seqs, budget):
     grid = make_grid(max_num_seqs, budget)
@@ -21,11 +21,27 @@ def test_every_possible_step_has_a_bucket(max_num_seqs, budget):
                 assert bucket.num_rows >= rows and bucket.num_tokens >= tokens and not bucket.is_decode
 
 
-def test_padding_costs_at_most_half_of_a_large_step_and_as_much_again_of_a_small_one():
-    grid = make_grid(256, 8192)
-    for tokens in range(2, 8193):
-        padding = grid.pick(1, tokens).num_tokens - tokens
-        assert padding <= (tokens // 2 if tokens >= 512 else max(tokens, 15))
+@pytest.mark.parametrize(("first", "stop", "share"), [(129, 257, 1 / 2), (257, 1025, 1 / 4), (1025, 8193, 1 / 2)])
+def test_padding_of_large_steps_is_a_share_of_what_is_computed(first, stop, share):
+    grid = make_grid(1024, 8192)
+    for tokens in range(first, stop):
+        assert grid.pick(1, tokens).num_tokens - tokens <= share * tokens
+        if tokens <= 1024:
+            assert grid.pick(tokens, tokens).num_rows - tokens <= share * tokens
+
+
+def test_small_steps_pad_to_at_most_as_much_again():
+    grid = make_grid(1024, 8192)
+    for tokens in range(1, 130):
+        assert grid.pick(tokens, tokens).num_rows < 2 * tokens
+        assert grid.pick(1, tokens + 1).num_tokens < 2 * max(tokens + 1, 9)
+
+
+def test_few_prompts_beside_many_rows_do_not_double_the_step():
+    grid = make_grid(1024, 8192)
+    for rows in range(256, 768):
+        tokens = rows + rows // 8
+        assert grid.pick(rows, tokens).num_tokens <= 1.7 * tokens
 
 
 def test_more_than_the_grid_holds_is_our_own_bug():

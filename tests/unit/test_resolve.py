@@ -44,7 +44,9 @@ def test_a_gpu_is_filled_and_a_cpu_is_not():
     pool_bytes = gpu.cache.num_pages * gpu.cache.page_size * 131_072
     assert 100 << 30 < pool_bytes < (139 << 30) - 2 * num_parameters(LLAMA_8B)
     assert gpu.scheduler.max_model_len == 131072
-    assert (gpu.cache.page_size, gpu.scheduler.max_num_seqs, gpu.scheduler.max_num_batched_tokens) == (64, 256, 8192)
+    assert (gpu.cache.page_size, gpu.scheduler.max_num_seqs, gpu.scheduler.max_num_batched_tokens) == (64, 1024, 8192)
+    smaller = resolved(Device("gpu", "NVIDIA L40S", 44 << 30, "8.9"))
+    assert smaller.scheduler.max_num_seqs == 256
     assert cpu.cache.num_pages * cpu.cache.page_size == cpu.scheduler.max_model_len == 8192  # 1 GiB of 128 KiB tokens
     assert "8,192 tokens in 256 pages of 32, 1 GiB of bfloat16, room for 1.0 requests" in describe(cpu)
 
@@ -131,8 +133,13 @@ FLOAT32_8B = replace(LLAMA_8B, dtype="float32")
 @pytest.mark.parametrize(
     ("gib", "model", "args", "remedies"),
     [
-        (139, LLAMA_8B, dict(max_num_batched_tokens=900_000), {"max_num_batched_tokens": 784_196}),
-        (139, LLAMA_8B, dict(kv_cache_memory_bytes=1 << 40), {"kv_cache_memory_bytes": 131_124_355_072}),
+        (139, LLAMA_8B, dict(max_num_seqs=256, max_num_batched_tokens=900_000), {"max_num_batched_tokens": 784_196}),
+        (
+            139,
+            LLAMA_8B,
+            dict(max_num_seqs=256, kv_cache_memory_bytes=1 << 40),
+            {"kv_cache_memory_bytes": 131_124_355_072},
+        ),
         (139, LLAMA_8B, dict(kv_cache_memory_bytes=1 << 20), {"kv_cache_memory_bytes": 2048 * 131_072}),
         (17, LLAMA_8B, {}, {"gpu_memory_utilization": 0.96, "max_num_batched_tokens": 4158}),
         (
