@@ -39,6 +39,48 @@ def tile_range(context_len: Array, tile: int, sliding_window: int | None) -> tup
     return first, (context_len + tile - 1) // tile - first
 
 
+class FirstTile(NamedTuple):
+    """One of the tiles that a worker begins with, so that it can fetch it before it has looked anything up.
+
+    head; tile: count from the row's first token; pages: where the tile's keys are, one or several.
+    """
+
+    head: Array
+    tile: Array
+    pages: list[Array]
+
+
+class _Line(NamedTuple):
+    """The line of all tiles. tiles_B: of one head of a row; ends_B: where the row's tiles end; cuts: workers at work."""
+
+    tiles_B: Array
+    ends_B: Array
+    total: Array
+    num_cuts: Array
+    num_heads: int
+
+    def starts(self, num_workers: int) -> Array:
+        """Where each worker begins, and where the last one ends."""
+        return jnp.minimum(jnp.arange(num_workers + 1), self.num_cuts) * self.total // self.num_cuts
+
+    def places(self, positions: Array) -> tuple[Array, Array, Array, Array]:
+        """Row, head and tile (of the row's tiles that are seen) at some positions, and how many tiles the row has."""
+        rows = jnp.minimum(jnp.sum(self.ends_B <= positions[..., None], axis=-1), self.tiles_B.shape[0] - 1)
+        row_tiles = jnp.maximum(self.tiles_B[rows], 1)
+        within = positions - (self.ends_B[rows] - self.num_heads * self.tiles_B[rows])
+        return rows, within // row_tiles, within % row_tiles, row_tiles
+
+
+def _line_of(
+    context_lens_B: Array, *, num_heads: int, tile: int, sliding_window: int | None, num_workers: int
+) -> _Line:
+    tiles_B = tile_range(context_lens_B, tile, sliding_window)[1]
+    order = jnp.arange(context_lens_B.shape[0])
+    ends_B = num_heads * jnp.sum(jnp.where(order[None, :] <= order[:, None], tiles_B[None, :], 0), axis=1)
+    total = num_heads * jnp.sum(tiles_B)
+    return _Line(tiles_B, ends_B, total, jnp.clip(total, 1, num_workers), num_heads)
+
+
 def plan_decode(
     context_lens_B: Int[Array, " B"], *, num_heads: int, tile: int, sliding_window: int | None, num_workers: int
 ) -> Int[Array, "W 8"]:
@@ -47,18 +89,11 @@ def plan_decode(
     context_lens_B: 0 for rows without a query, all of which come after those with one. num_heads: KV heads.
     Sums over comparisons, not scans: three small launches.
     """
-    num_rows = context_lens_B.shape[0]
-    tiles_B = tile_range(context_lens_B, tile, sliding_window)[1]
-    order = jnp.arange(num_rows)
-    ends_B = num_heads * jnp.sum(jnp.where(order[None, :] <= order[:, None], tiles_B[None, :], 0), axis=1)
-    total, num_used = num_heads * jnp.sum(tiles_B), jnp.sum(tiles_B > 0)
-    num_active = jnp.clip(total, 1, num_workers)
-    starts = jnp.minimum(jnp.arange(num_workers + 1), num_active) * total // num_active
-
-    rows = jnp.minimum(jnp.sum(ends_B[None, :] <= starts[:, None], axis=1), num_rows - 1)
-    row_tiles = jnp.maximum(tiles_B[rows], 1)
-    within = starts - (ends_B[rows] - num_heads * tiles_B[rows])
-    heads, tiles = within // row_tiles, within % row_tiles
+    cut = dict(num_heads=num_heads, tile=tile, sliding_window=sliding_window, num_workers=num_workers)
+    line = _line_of(context_lens_B, **cut)
+    total, num_active, num_used = line.total, line.num_cuts, jnp.sum(line.tiles_B > 0)
+    starts = line.starts(num_workers)
+    rows, heads, tiles, row_tiles = line.places(starts)
     counts = jnp.diff(starts)
     # A worker ends inside a head's tiles where the next one does not begin with a head's first tile.
     row_heads = jnp.where(starts < total, rows * num_heads + heads, num_used * num_heads)
@@ -74,5 +109,36 @@ def plan_decode(
     num_following = worker_of(head_starts + row_tiles[:-1] - 1) - leaders
     used = jnp.broadcast_to(num_used, counts.shape)
     begins = rows[:-1], heads[:-1], tiles[:-1]
-    line = PlanLine(*begins, counts, num_segments, used, leaders, num_following)
-    return jnp.stack([column.astype(jnp.int32) for column in line], axis=-1)
+    planned = PlanLine(*begins, counts, num_segments, used, leaders, num_following)
+    return jnp.stack([column.astype(jnp.int32) for column in planned], axis=-1)
+
+
+def plan_first_tiles(
+    context_lens_B: Int[Array, " B"],
+    page_table_BM: Int[Array, "B M"],
+    *,
+    num_heads: int,
+    tile: int,
+    sliding_window: int | None,
+    num_workers: int,
+    page_size: int,
+    num_pages: int,
+    num_tiles: int,
+) -> Int[Array, "W F"]:
+    """A worker's first num_tiles tiles, each a `FirstTile` of 2 + tile // page_size (at least 1) numbers, then
+    the row, head and tile of the place after them. Where a worker has fewer, the rest means nothing.
+
+    Tile and page are within the row's table and the pool whatever the worker's share.
+    """
+    cut = dict(num_heads=num_heads, tile=tile, sliding_window=sliding_window, num_workers=num_workers)
+    line = _line_of(context_lens_B, **cut)
+    positions = line.starts(num_workers)[:-1, None] + jnp.arange(num_tiles + 1)
+    rows, heads, tiles, _ = line.places(jnp.clip(positions, 0, jnp.maximum(line.total - 1, 0)))
+    tokens = (tile_range(context_lens_B, tile, sliding_window)[0][rows] + tiles) * tile
+    num_parts = max(1, tile // page_size)
+    columns = tokens[..., None] // page_size + jnp.arange(num_parts)
+    columns = jnp.clip(columns, 0, page_table_BM.shape[1] - 1)
+    pages = jnp.clip(page_table_BM[rows[..., None], columns], 0, num_pages - 1)
+    first = jnp.concatenate([heads[..., None], (tokens // tile)[..., None], pages], axis=-1)[:, :num_tiles]
+    after = jnp.stack([rows, heads, tiles], axis=-1)[:, num_tiles]
+    return jnp.concatenate([first.reshape(num_workers, -1), after], axis=-1).astype(jnp.int32)

@@ -6,6 +6,7 @@
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels.mosaic_gpu.decode_launch import TILE, DecodeShape
 from pallas_kernels.mosaic_gpu.decode_worker import work
-from pallas_kernels.plan import plan_decode
+from pallas_kernels.plan import plan_decode, plan_first_tiles
 from pallas_kernels.tuning import DecodeConfig
 
 
@@ -48,13 +49,13 @@ def decode_attention(
         pool_P2KZH.dtype,
         config.num_sms * config.workers_per_sm, config.num_stages, scale, sliding_window, logit_softcap, interpret,
     )  # fmt: skip
-    plan_WI = plan_decode(
-        context_lens_B,
-        num_heads=num_kv_heads,
-        tile=TILE,
-        sliding_window=sliding_window,
-        num_workers=shape.num_workers,
+    cut: dict[str, Any] = dict(
+        num_heads=num_kv_heads, tile=TILE, sliding_window=sliding_window, num_workers=shape.num_workers
     )
+    first_WF = plan_first_tiles(
+        context_lens_B, page_table_BM, page_size=page_size, num_pages=num_pages, num_tiles=shape.num_stages, **cut
+    )
+    plan_WI = jnp.concatenate([plan_decode(context_lens_B, **cut), first_WF], axis=1)
     if workspace is None:
         workspace = jax.new_ref(jnp.zeros(shape.num_workers, jnp.int32))
     assert workspace.shape[0] >= shape.num_workers, "a counter a worker"

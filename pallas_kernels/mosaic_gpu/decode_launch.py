@@ -10,7 +10,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array
 
 from pallas_kernels.mosaic_gpu.widen import is_narrow, landing
-from pallas_kernels.plan import PlanLine
+from pallas_kernels.plan import FirstTile, PlanLine
 
 TILE = 64  # keys of one step: the least a wgmma over keys can take
 OPERAND_ROWS = 64  # of a wgmma operand: the query heads of one KV head are its first rows
@@ -106,7 +106,7 @@ class DecodeRefs(NamedTuple):
     pool: Any  # [P, 2, K, Z, H]
     table: Any  # [B, M]
     lens: Any  # [B]
-    plan: Any  # [W, 8], a `PlanLine` a worker
+    plan: Any  # [W, I], a `PlanLine` a worker and what `plan_first_tiles` gives
     counters: Any  # [W] parts of a head left so far; 0 between launches
     out: Any
     partial: Any
@@ -125,6 +125,20 @@ class DecodeRefs(NamedTuple):
 
 def plan_line(refs: DecodeRefs, worker: Array) -> PlanLine:
     return PlanLine(*(refs.plan[worker, i] for i in range(len(PlanLine._fields))))
+
+
+def first_tile(shape: DecodeShape, refs: DecodeRefs, worker: Array, number: int) -> FirstTile:
+    """number: 0 to num_stages - 1."""
+    size = 2 + shape.copies_per_tile
+    head, tile, *pages = (refs.plan[worker, len(PlanLine._fields) + number * size + i] for i in range(size))
+    return FirstTile(head, tile, pages)
+
+
+def place_after_first(shape: DecodeShape, refs: DecodeRefs, worker: Array) -> tuple[Array, Array, Array]:
+    """Row, head and tile that follow the first num_stages tiles."""
+    begin = len(PlanLine._fields) + shape.num_stages * (2 + shape.copies_per_tile)
+    row, head, tile = (refs.plan[worker, begin + i] for i in range(3))
+    return row, head, tile
 
 
 def part_of(shape: DecodeShape, worker: Array, is_first: Array) -> Array:

@@ -25,12 +25,14 @@ from pallas_kernels.mosaic_gpu.decode_launch import (
     TILE,
     DecodeRefs,
     DecodeShape,
+    first_tile,
     part_of,
+    place_after_first,
     plan_line,
 )
 from pallas_kernels.mosaic_gpu.decode_merge import leave_part, merge_if_last
 from pallas_kernels.mosaic_gpu.widen import widen
-from pallas_kernels.plan import tile_range
+from pallas_kernels.plan import FirstTile, tile_range
 
 _LOG2_E = math.log2(math.e)
 
@@ -62,9 +64,10 @@ def work(shape: DecodeShape, *references: Any) -> None:
     def _():
         _fetch_queries(shape, refs, place, jnp.int32(0))
 
-    cursor = place
+    # Keys and values of the first tiles are on their way before the row's length and table are looked up.
     for stage in range(shape.num_stages):
-        cursor = _fetch_next(shape, refs, jnp.int32(stage), line.num_tiles, cursor)
+        _fetch_first(shape, refs, first_tile(shape, refs, worker, stage), stage, line.num_tiles)
+    cursor = Place(*place_after_first(shape, refs, worker))
     _clear_idle_rows(shape, refs, worker, line.num_used)
 
     def segment(number, carry):
@@ -126,6 +129,15 @@ def _query_slot(shape: DecodeShape, segment: Array) -> Array:
     return pl.multiple_of(lax.rem(segment, 2) * shape.slot_rows, shape.slot_rows)
 
 
+def _fetch_first(shape: DecodeShape, refs: DecodeRefs, first: FirstTile, stage: int, num_tiles: Array) -> None:
+    """Fetch one of the worker's first tiles into a stage that nobody has used yet."""
+
+    @pl.when(stage < num_tiles)
+    def _():
+        for copy, page in enumerate(first.pages):
+            _copy_page(shape, refs, page, first.head, first.tile, copy, jnp.int32(stage))
+
+
 def _fetch_next(shape: DecodeShape, refs: DecodeRefs, index: Array, num_tiles: Array, cursor: Place) -> Place:
     """Fetch the worker's tile `index`, if it has so many; the cursor moves on."""
     first, tiles_of_row = _range_of(shape, refs, cursor.row)[1:]
@@ -140,18 +152,27 @@ def _fetch_next(shape: DecodeShape, refs: DecodeRefs, index: Array, num_tiles: A
 def _fetch(shape: DecodeShape, refs: DecodeRefs, place: Place, slot: Array) -> None:
     """Start the copies of one tile of keys and values."""
     row, head, tile = place
-    page_size, num_copies = shape.page_size, shape.copies_per_tile
-    for copy in range(num_copies):
-        column = tile * num_copies + copy if page_size <= TILE else lax.div(tile * TILE, page_size)
+    for copy in range(shape.copies_per_tile):
+        column = tile * shape.copies_per_tile + copy
+        if shape.page_size > TILE:
+            column = lax.div(tile * TILE, shape.page_size)
         page = jnp.clip(refs.table[row, jnp.minimum(column, shape.num_columns - 1)], 0, shape.num_pages - 1)
-        for which, smem, ready in ((0, refs.k_smem, refs.k_ready), (1, refs.v_smem, refs.v_ready)):
-            if page_size <= TILE:
-                source = refs.pool.at[page, which, head]
-                target = smem.at[slot, pl.ds(copy * page_size, page_size)]
-            else:
-                source = refs.pool.at[page, which, head, pl.ds(lax.rem(tile * TILE, page_size), TILE)]
-                target = smem.at[slot]
-            plgpu.copy_gmem_to_smem(source, target, ready.at[slot])
+        _copy_page(shape, refs, page, head, tile, copy, slot)
+
+
+def _copy_page(
+    shape: DecodeShape, refs: DecodeRefs, page: Array, head: Array, tile: Array, copy: int, slot: Array
+) -> None:
+    """A page of a tile, or the tile's part of a larger page: `copy` counts a tile's pages."""
+    page_size = shape.page_size
+    for which, smem, ready in ((0, refs.k_smem, refs.k_ready), (1, refs.v_smem, refs.v_ready)):
+        if page_size <= TILE:
+            source = refs.pool.at[page, which, head]
+            target = smem.at[slot, pl.ds(copy * page_size, page_size)]
+        else:
+            source = refs.pool.at[page, which, head, pl.ds(lax.rem(tile * TILE, page_size), TILE)]
+            target = smem.at[slot]
+        plgpu.copy_gmem_to_smem(source, target, ready.at[slot])
 
 
 def _segment(

@@ -1,11 +1,13 @@
 """The plan of the decode kernel, walked through as the kernel does, against what has to be done."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pallas_kernels.plan import plan_decode
+from pallas_kernels.plan import plan_decode, plan_first_tiles
 
 TILE = 64
 
@@ -72,3 +74,64 @@ def test_every_tile_is_done_once_and_every_part_merged(
     # Where another kernel merges, a head's second worker is known by its line alone.
     seconds = [w for w, (*_, segments, _, leader, _) in enumerate(plan) if segments > 0 and leader == w - 1]
     assert seconds == sorted(leader + 1 for leader in leaders)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    lens=st.lists(st.one_of(st.integers(1, 200), st.integers(1, 3000)), min_size=1, max_size=8),
+    num_padding=st.integers(0, 3),
+    num_heads=st.sampled_from([1, 2, 8]),
+    num_workers=st.sampled_from([1, 3, 33, 264]),
+    window=st.one_of(st.none(), st.integers(1, 600)),
+    page_size=st.sampled_from([16, 32, 64, 128]),
+    num_tiles=st.sampled_from([1, 2, 4]),
+)
+def test_a_workers_first_tiles_are_those_of_its_line(
+    lens: list[int],
+    num_padding: int,
+    num_heads: int,
+    num_workers: int,
+    window: int | None,
+    page_size: int,
+    num_tiles: int,
+) -> None:
+    lens_B = jnp.asarray(lens + [0] * num_padding, jnp.int32)
+    table = np.random.default_rng(len(lens)).permutation(len(lens_B) * 200).reshape(len(lens_B), 200)[:, :192]
+    cut: dict[str, Any] = dict(num_heads=num_heads, tile=TILE, sliding_window=window, num_workers=num_workers)
+    plan = np.asarray(plan_decode(lens_B, **cut)).tolist()
+    first = plan_first_tiles(
+        lens_B, jnp.asarray(table), page_size=page_size, num_pages=1 << 30, num_tiles=num_tiles, **cut
+    )
+    line: list[tuple[int, int, int, int]] = []  # row, head, tile of those seen, tile of the row
+    for row, length in enumerate(lens):
+        skipped = max(length - window, 0) // TILE if window else 0
+        tiles = -(-length // TILE) - skipped
+        line += [(row, head, tile, skipped + tile) for head in range(num_heads) for tile in range(tiles)]
+    num_parts = max(1, TILE // page_size)
+    at = 0
+    for (*_, count, _, _, _, _), numbers in zip(plan, np.asarray(first).tolist(), strict=True):
+        for number in range(min(num_tiles, count)):
+            row, head, _, tile = line[at + number]
+            columns = [tile * TILE // page_size + part for part in range(num_parts)]
+            size = 2 + num_parts
+            assert numbers[number * size : (number + 1) * size] == [head, tile, *table[row, columns]]
+        if count > num_tiles:
+            assert tuple(numbers[-3:]) == line[at + num_tiles][:3]
+        at += count
+    assert at == len(line)
+
+
+def test_first_tiles_of_nothing_stay_within_pool_and_table() -> None:
+    first = plan_first_tiles(
+        jnp.zeros(3, jnp.int32),
+        jnp.full((3, 4), 10**6, jnp.int32),
+        num_heads=2,
+        tile=TILE,
+        sliding_window=None,
+        num_workers=5,
+        page_size=16,
+        num_pages=7,
+        num_tiles=2,
+    )
+    assert first.shape == (5, 2 * 6 + 3)
+    assert int(first.min()) >= 0 and int(first.max()) <= 6
