@@ -51,7 +51,7 @@ class FirstTile(NamedTuple):
 
 
 class _Line(NamedTuple):
-    """The line of all tiles. tiles_B: of one head of a row; ends_B: where the row's tiles end; cuts: workers at work."""
+    """The line of all tiles. tiles_B: of one head of a row; ends_B: where a row ends; num_cuts: workers with tiles."""
 
     tiles_B: Array
     ends_B: Array
