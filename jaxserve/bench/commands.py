@@ -11,20 +11,20 @@ from jaxserve.core.config import EngineArgs
 EXIT_USAGE = 2
 
 
-def latency(argv: Sequence[str]) -> int:
+def latency(argv: Sequence[str], **lent: Any) -> int:
     """Time one batch of equal requests from its start to its last token."""
     values = _values("latency", latency, argv, LatencyArgs, EngineArgs)
     from jaxserve.bench.latency import run
 
-    return run(build(LatencyArgs, values), engine_values(values), argv)
+    return run(build(LatencyArgs, values), engine_values(values), argv, **lent)
 
 
-def throughput(argv: Sequence[str]) -> int:
+def throughput(argv: Sequence[str], **lent: Any) -> int:
     """Complete a dataset offline: requests and tokens a second."""
     values = _values("throughput", throughput, argv, ThroughputArgs, DatasetArgs, EngineArgs)
     from jaxserve.bench.throughput import run
 
-    return run(build(ThroughputArgs, values), build(DatasetArgs, values), engine_values(values), argv)
+    return run(build(ThroughputArgs, values), build(DatasetArgs, values), engine_values(values), argv, **lent)
 
 
 def serve(argv: Sequence[str]) -> int:

@@ -1,7 +1,7 @@
 """`jaxserve bench latency`: one batch of equal requests, from its start to its last token."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,11 @@ from jaxserve.llm import LLM
 _SECONDS = 6  # digits kept
 
 
-def run(args: LatencyArgs, engine: dict[str, Any], argv: Sequence[str]) -> int:
+def run(args: LatencyArgs, engine: dict[str, Any], argv: Sequence[str], open_llm: Callable[..., LLM] = LLM) -> int:
     """Measure, print, write the result; the exit code.
 
     Where nothing else is said the engine is sized for the batch, and prompts share no pages: later batches
-    would find the first one's.
+    would find the first one's. open_llm: called with the engine's arguments; closed after the measurement.
     """
     for name in ("input_len", "output_len", "batch_size", "num_iters", "num_iters_warmup"):
         least = 0 if name == "num_iters_warmup" else 1
@@ -37,7 +37,7 @@ def run(args: LatencyArgs, engine: dict[str, Any], argv: Sequence[str]) -> int:
         "max_num_seqs": args.batch_size,
         "enable_prefix_caching": False,
     }
-    with LLM(progress=say, **(sized | engine)) as llm:
+    with open_llm(progress=say, **(sized | engine)) as llm:
         items = _items(llm, args)
         for _ in range(args.num_iters_warmup):
             run_pass(llm, items, detokenize=not args.disable_detokenize)

@@ -1,7 +1,7 @@
 """`jaxserve bench throughput`: a dataset through `LLM`, all requests at once."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxserve.bench import record, report
@@ -15,13 +15,22 @@ from jaxserve.engine.step_figures import figures_between
 from jaxserve.llm import LLM
 
 
-def run(args: ThroughputArgs, dataset: DatasetArgs, engine: dict[str, Any], argv: Sequence[str]) -> int:
-    """Measure, print, write the result; the exit code. Each pass begins with an empty prefix cache."""
+def run(
+    args: ThroughputArgs,
+    dataset: DatasetArgs,
+    engine: dict[str, Any],
+    argv: Sequence[str],
+    open_llm: Callable[..., LLM] = LLM,
+) -> int:
+    """Measure, print, write the result; the exit code. Each pass begins with an empty prefix cache.
+
+    open_llm: called with the engine's arguments; closed after the measurement.
+    """
     for name, least in (("num_iters", 1), ("num_warmups", 0)):
         if getattr(args, name) < least:
             raise ConfigError(f"{name} is {getattr(args, name)}, it must be at least {least}")
     report.check_writable(args.output_json)
-    with LLM(progress=say, **engine) as llm:
+    with open_llm(progress=say, **engine) as llm:
         items = make_dataset(dataset, llm.info.vocab_size, llm.args.seed, lambda: _encode(llm), llm.info.max_model_len)
         longest = max_num_tokens(items)
         if longest > llm.info.max_model_len:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import suite
 from jaxserve.bench import offline
 
 REQUIRED = {
@@ -34,3 +35,19 @@ def test_prints_one_record_and_repeats_its_tokens(tiny_checkpoint: Path, capsys:
 def test_more_cores_than_there_are_is_refused(tiny_checkpoint: Path) -> None:
     with pytest.raises(SystemExit, match="--threads 4096"):
         offline.main(["--model", str(tiny_checkpoint), "--threads", "4096"])
+
+
+def test_a_suite_shares_one_engine(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    batch = "latency --batch-size 2 --input-len 9 --output-len 5 --num-iters-warmup 0 --num-iters 2"
+    names = {"b2": batch, "all": "throughput --num-prompts 3 --input-len 9 --output-len 5"}
+    monkeypatch.setattr(suite, "SUITE", names)
+    engine = ["--model", str(tiny_checkpoint), "--max-num-seqs", "2", "--max-num-batched-tokens", "16"]
+    suite.main(["--out", str(tmp_path), "--commit", "0123abc", "--", *engine])
+    found = {path.stem.rpartition("-")[2]: json.loads(path.read_text()) for path in tmp_path.iterdir()}
+    assert set(found) == set(names)
+    assert {record["commit"] for record in found.values()} == {"0123abc"}
+    assert found["b2"]["shape"]["batch_size"] == 2 and len(found["b2"]["latencies"]) == 2
+    assert found["all"]["total_num_output_tokens"] == 15
+    assert capsys.readouterr().out.count("the engine is there") == 1
