@@ -11,7 +11,7 @@ import contextlib
 import datetime
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ def lending(llm: LLM) -> Callable[..., Any]:
     """Opens the one engine for a benchmark, which must not close it."""
 
     @contextlib.contextmanager
-    def lend(**_: Any) -> Iterator[LLM]:
+    def lend(**_: Any) -> Generator[LLM]:
         yield llm
 
     return lend

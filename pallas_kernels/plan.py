@@ -71,9 +71,7 @@ class _Line(NamedTuple):
         return rows, within // row_tiles, within % row_tiles, row_tiles
 
 
-def _line_of(
-    context_lens_B: Array, *, num_heads: int, tile: int, sliding_window: int | None, num_workers: int
-) -> _Line:
+def _line_of(context_lens_B: Array, num_heads: int, tile: int, sliding_window: int | None, num_workers: int) -> _Line:
     tiles_B = tile_range(context_lens_B, tile, sliding_window)[1]
     order = jnp.arange(context_lens_B.shape[0])
     ends_B = num_heads * jnp.sum(jnp.where(order[None, :] <= order[:, None], tiles_B[None, :], 0), axis=1)
@@ -89,8 +87,7 @@ def plan_decode(
     context_lens_B: 0 for rows without a query, all of which come after those with one. num_heads: KV heads.
     Sums over comparisons, not scans: three small launches.
     """
-    cut = dict(num_heads=num_heads, tile=tile, sliding_window=sliding_window, num_workers=num_workers)
-    line = _line_of(context_lens_B, **cut)
+    line = _line_of(context_lens_B, num_heads, tile, sliding_window, num_workers)
     total, num_active, num_used = line.total, line.num_cuts, jnp.sum(line.tiles_B > 0)
     starts = line.starts(num_workers)
     rows, heads, tiles, row_tiles = line.places(starts)
@@ -130,8 +127,7 @@ def plan_first_tiles(
 
     Tile and page are within the row's table and the pool whatever the worker's share.
     """
-    cut = dict(num_heads=num_heads, tile=tile, sliding_window=sliding_window, num_workers=num_workers)
-    line = _line_of(context_lens_B, **cut)
+    line = _line_of(context_lens_B, num_heads, tile, sliding_window, num_workers)
     positions = line.starts(num_workers)[:-1, None] + jnp.arange(num_tiles + 1)
     rows, heads, tiles, _ = line.places(jnp.clip(positions, 0, jnp.maximum(line.total - 1, 0)))
     tokens = (tile_range(context_lens_B, tile, sliding_window)[0][rows] + tiles) * tile

@@ -1,8 +1,21 @@
-"""Measured choices of kernel shapes, per device."""
+"""Measured choices of kernel shapes, per device.
 
+A device's choices are data, `tables/DEVICE.toml`, written by `jaxserve bench kernels --tune`; where there is no
+table, or no line for a head size, what fits the shared memory of a Hopper stands in.
+"""
+
+import contextlib
+import re
+import tomllib
+from collections.abc import Generator
+from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
 
 import jax
+
+COMPILED_FOR = "NVIDIA H200"  # where there is no GPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,15 +31,6 @@ class DecodeConfig:
     num_stages: int
 
 
-def decode_config(*, head_dim: int) -> DecodeConfig:
-    """On an H200 (2026-11-24, Llama-3-8B heads, pages of 64) two workers of two stages were the
-    fastest of eight pairs tried at batch 32 x 4k and 256 x 1k. Wider heads fill the shared
-    memory with one worker, narrower ones leave room for more stages."""
-    if head_dim > 128:
-        return DecodeConfig(_num_sms(), 1, 2)
-    return DecodeConfig(_num_sms(), 2, 2 if head_dim > 64 else 4)
-
-
 @dataclass(frozen=True, slots=True)
 class PrefillConfig:
     """Shape of the prefill kernel's launch.
@@ -38,9 +42,47 @@ class PrefillConfig:
     num_stages: int
 
 
+# By head size: (workers_per_sm, num_stages) and num_stages.
+_DECODE = {64: (2, 4), 128: (2, 2), 256: (1, 2)}
+_PREFILL = {64: 4, 128: 2, 256: 2}
+_tried: ContextVar[tuple[int, int] | None] = ContextVar("_tried", default=None)
+
+
+def decode_config(*, head_dim: int) -> DecodeConfig:
+    """head_dim: as the pool has it, one of the sizes that the kernel takes."""
+    return DecodeConfig(_num_sms(), *(_tried.get() or _measured("decode", head_dim) or _DECODE[head_dim]))
+
+
 def prefill_config(*, head_dim: int) -> PrefillConfig:
-    """Two stages of 128 keys fill the shared memory beside the queries; the narrowest heads leave room for more."""
-    return PrefillConfig(_num_sms(), 4 if head_dim <= 64 else 2)
+    """head_dim: as the pool has it, one of the sizes that the kernel takes."""
+    return PrefillConfig(_num_sms(), (_measured("prefill", head_dim) or (_PREFILL[head_dim],))[0])
+
+
+@contextlib.contextmanager
+def trying(workers_per_sm: int, num_stages: int) -> Generator[None]:
+    """What is traced meanwhile has a decode kernel of this shape."""
+    token = _tried.set((workers_per_sm, num_stages))
+    try:
+        yield
+    finally:
+        _tried.reset(token)
+
+
+def table_name(device_kind: str) -> str:
+    """File name of a device's table."""
+    return re.sub(r"\W+", "_", device_kind.lower()) + ".toml"
+
+
+def _measured(kernel: str, head_dim: int) -> list[int] | None:
+    device = jax.devices()[0]
+    kind = device.device_kind if device.platform == "gpu" else COMPILED_FOR
+    return _table(table_name(kind)).get(kernel, {}).get(f"head_{head_dim}")
+
+
+@lru_cache(maxsize=8)
+def _table(name: str) -> dict[str, dict[str, list[int]]]:
+    file = resources.files("pallas_kernels") / "tables" / name
+    return tomllib.loads(file.read_text()) if file.is_file() else {}
 
 
 def most_workers() -> int:

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxserve.bench import prefill_kernels, record, report
+from jaxserve.bench import prefill_kernels, record, report, tune_kernels
 from jaxserve.sampling.filters import kept_together, kept_tokens
 from pallas_kernels import attention_workspace, ragged_paged_attention
 from pallas_kernels.reference import plain_paged_attention
@@ -79,6 +79,13 @@ def parser(prog: str = "python -m jaxserve.bench.kernels") -> argparse.ArgumentP
     )
     p.add_argument("--commit", default=None, help="of this source, where it is no checkout")
     p.add_argument("--out", type=Path, default=None, help="append the records to this file, a line each")
+    p.add_argument(
+        "--tune",
+        type=Path,
+        metavar="FOLDER",
+        help="time every shape of the decode kernel and write the best into the device's table there "
+        f"(pallas_kernels/tables is what the engine reads); cases: {' '.join(tune_kernels.CASES)}",
+    )
     return p
 
 
@@ -227,6 +234,13 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m jaxserve.benc
     copy = record.calibrate()["copy_gbps"] if is_cpu else copy_gbps()  # XLA's copy on a CPU pays for fresh pages
     matmul = prefill_kernels.matmul_tflops(_CPU_MATRIX_SIDE) if is_cpu else prefill_kernels.matmul_tflops()
     print(f"{device}: copies at {copy:.4g} GB/s, multiplies matrices at {matmul:.3g} TFLOP/s", flush=True)
+    if args.tune is not None:
+        if is_cpu or is_sampling or implementations != ["mosaic_gpu"]:
+            raise SystemExit("--tune: only attention by mosaic_gpu has a table, and it needs its GPU")
+        itemsize = jnp.dtype(args.pool_dtype).itemsize
+        found = tune_kernels.tune(lambda case: measure(case, "mosaic_gpu", copy, args), args, itemsize, args.tune)
+        _keep(base | {"benchmark": "kernels/tuning", "kernel": "decode", "copy_gbps": round(copy, 1)} | found, args.out)
+        return
     for implementation in implementations:
         for case in cases:
             if is_sampling:
@@ -236,9 +250,13 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m jaxserve.benc
             else:
                 found = measure(case, implementation, copy, args)
             print(json.dumps(found), flush=True)
-            if args.out is not None:
-                with args.out.open("a") as file:
-                    file.write(json.dumps(base | found) + "\n")
+            _keep(base | found, args.out)
+
+
+def _keep(line: dict[str, Any], out: Path | None) -> None:
+    if out is not None:
+        with out.open("a") as file:
+            file.write(json.dumps(line) + "\n")
 
 
 if __name__ == "__main__":

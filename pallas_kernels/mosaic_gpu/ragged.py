@@ -1,6 +1,7 @@
 """Ragged paged attention on Hopper: rows of one query by the decode kernel, prompt chunks by the prefill kernel."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from pallas_kernels.mosaic_gpu.decode import decode_attention
 from pallas_kernels.mosaic_gpu.decode_launch import TILE
 from pallas_kernels.mosaic_gpu.prefill import prefill_attention
 from pallas_kernels.mosaic_gpu.widen import is_narrow
-from pallas_kernels.tuning import decode_config, prefill_config
+from pallas_kernels.tuning import DecodeConfig, PrefillConfig, decode_config, prefill_config
 
 HEAD_DIMS = (64, 128, 256)
 
@@ -37,8 +38,20 @@ def unsupported(q: Typed, pool: Typed) -> str | None:
     return None
 
 
-@partial(jax.jit, static_argnames=("scale", "sliding_window", "logit_softcap"))  # traced once for all layers
 def hopper_paged_attention(
+    q_TNH: Float[Array, "T N H"], pool_P2KZH: Float[Array, "P 2 K Z H"], *arrays: Array, **options: Any
+) -> Float[Array, "T N H"]:
+    """See `paged_attention.ragged_paged_attention`. The shapes of the kernels are the device's (`tuning`)."""
+    head_dim = q_TNH.shape[2]
+    shapes = {"decode": decode_config(head_dim=head_dim), "prefill": prefill_config(head_dim=head_dim)}
+    return _attend(q_TNH, pool_P2KZH, *arrays, **options, **shapes)
+
+
+_STATIC = ("scale", "sliding_window", "logit_softcap", "decode", "prefill")
+
+
+@partial(jax.jit, static_argnames=_STATIC)  # traced once for all layers
+def _attend(
     q_TNH: Float[Array, "T N H"],
     pool_P2KZH: Float[Array, "P 2 K Z H"],
     page_table_BM: Int[Array, "B M"],
@@ -49,9 +62,10 @@ def hopper_paged_attention(
     scale: float,
     sliding_window: int | None,
     logit_softcap: float | None,
+    decode: DecodeConfig,
+    prefill: PrefillConfig,
     workspace: jax.Ref | None = None,
 ) -> Float[Array, "T N H"]:
-    """See `paged_attention.ragged_paged_attention`."""
     num_rows = page_table_BM.shape[0]
     is_single_B = jnp.arange(num_rows) < row_counts[0]
     single_BNH = decode_attention(
@@ -59,7 +73,7 @@ def hopper_paged_attention(
         pool_P2KZH,
         page_table_BM,
         jnp.where(is_single_B, context_lens_B, 0),
-        config=decode_config(head_dim=q_TNH.shape[2]),
+        config=decode,
         scale=scale,
         sliding_window=sliding_window,
         logit_softcap=logit_softcap,
@@ -74,7 +88,7 @@ def hopper_paged_attention(
         context_lens_B,
         query_starts,
         row_counts,
-        config=prefill_config(head_dim=q_TNH.shape[2]),
+        config=prefill,
         scale=scale,
         sliding_window=sliding_window,
         logit_softcap=logit_softcap,
