@@ -127,6 +127,7 @@ class EngineConfig:
     may ask for (-1: the whole vocabulary). check_inputs: validate every page table before dispatch.
     attention_implementation: see `pallas_kernels.ragged_paged_attention`; a program for a device that
     is not there must name one, as "auto" looks at the devices that are.
+    tensor_parallel_size: devices that each layer is cut over; page and pool are of one of them.
     """
 
     model: ModelConfig
@@ -140,6 +141,7 @@ class EngineConfig:
     check_inputs: bool = False
     compilation_cache_dir: str | None = None
     attention_implementation: str = "auto"
+    tensor_parallel_size: int = 1
 
     @property
     def num_logprobs(self) -> int:
@@ -222,7 +224,7 @@ class EngineArgs:
     async_scheduling: bool = arg(
         True, "Dispatch the next step before the last one's tokens are read; no output depends on it.", "scheduler"
     )
-    tensor_parallel_size: int = arg(1, "GPUs one model is split over.", "parallel")
+    tensor_parallel_size: int = arg(1, "Devices that each layer of the model is cut over.", "parallel", aliases=("tp",))
     max_logprobs: int = arg(
         20, "The most log probabilities a request may ask for; -1 for the whole vocabulary.", "sampling"
     )

@@ -12,6 +12,8 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from jaxserve.layers.shards import WHOLE, Shards, Vocabulary
+
 _LANES = 32  # of one slice: two vectors of AVX-512, the fastest width measured
 _MOST_SLICES = 64  # written out: beyond that slices grow instead, and compile time does not
 
@@ -22,14 +24,20 @@ type Attend = Callable[
 
 
 class Linear(nnx.Module):
-    """x @ weight.T + bias, the weight laid out [out, in] as checkpoints keep it."""
+    """x @ weight.T + bias, the weight laid out [out, in] as checkpoints keep it.
 
-    def __init__(self, in_features: int, out_features: int, *, bias: bool, dtype: jnp.dtype) -> None:
+    sums_over: where the columns of the weight, and x, are parts of wider ones; the result is the whole sum.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, *, bias: bool, dtype: jnp.dtype, sums_over: Shards = WHOLE
+    ) -> None:
         self.weight = nnx.Param(jnp.zeros((out_features, in_features), dtype))
         self.bias = nnx.Param(jnp.zeros((out_features,), dtype)) if bias else None
+        self.shards = sums_over
 
     def __call__(self, x: Float[Array, "... I"]) -> Float[Array, "... O"]:
-        y = linear(x, self.weight[...])
+        y = self.shards.sum(linear(x, self.weight[...]))
         return y if self.bias is None else y + self.bias[...]
 
 
@@ -96,11 +104,16 @@ class RMSNorm(nnx.Module):
 class Embedding(nnx.Module):
     """A row of the table for each token id. Ids must lie in [0, V): JAX clamps others silently."""
 
-    def __init__(self, vocab_size: int, size: int, *, dtype: jnp.dtype) -> None:
-        self.weight = nnx.Param(jnp.zeros((vocab_size, size), dtype))
+    def __init__(self, vocabulary: Vocabulary, size: int, *, dtype: jnp.dtype) -> None:
+        self.weight = nnx.Param(jnp.zeros((vocabulary.num_local, size), dtype))
+        self.vocabulary = vocabulary
 
     def __call__(self, token_ids_T: Int[Array, "T"]) -> Float[Array, "T D"]:
-        return jnp.take(self.weight[...], token_ids_T, axis=0, mode="clip")
+        if self.vocabulary.shards.axis is None:
+            return jnp.take(self.weight[...], token_ids_T, axis=0, mode="clip")
+        places_T = self.vocabulary.place_of(token_ids_T)  # zeros for what another device has: the sum is exact
+        rows_TD = self.weight[...].at[places_T].get(mode="fill", fill_value=0)
+        return self.vocabulary.shards.sum(rows_TD)
 
 
 def silu_gate(gate_up: Float[Array, "... F2"]) -> Float[Array, "... F"]:

@@ -13,21 +13,36 @@ from jaxtyping import Array, Float, Int
 from jaxserve.core.config import ModelConfig
 from jaxserve.layers.basic import Attend, Embedding, Linear, RMSNorm, linear, silu_gate
 from jaxserve.layers.rotary import apply_rope, rope_cos_sin
+from jaxserve.layers.shards import WHOLE, Shards, Vocabulary
+from jaxserve.models.shard import shard_of
 
 type CheckpointLayout = dict[str, tuple[tuple[str, int], ...]]
 """Path of each parameter -> (tensor name, rows) of the checkpoint tensors that are stacked into it."""
 
 
+_LOGICAL_AXES = {
+    "embed": ("vocab", "embed"),
+    "head": ("vocab", "embed"),
+    "qkv": ("heads", "embed"),
+    "o": ("embed", "heads"),
+    "gate_up": ("ff", "embed"),
+    "down": ("embed", "ff"),
+    "q_norm": ("head_dim",),
+    "k_norm": ("head_dim",),
+}
+
+
 class Attention(nnx.Module):
     """Grouped-query attention; q, k and v come from one fused projection of (N + 2K) * H rows."""
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: ModelConfig, layer: int, shards: Shards) -> None:
         dtype = jnp.dtype(config.dtype)
         self.layer = layer
         self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         num_qkv_rows = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
         self.qkv = Linear(config.hidden_size, num_qkv_rows, bias=config.qkv_bias, dtype=dtype)
-        self.o = Linear(config.num_heads * config.head_dim, config.hidden_size, bias=config.o_bias, dtype=dtype)
+        num_o_columns = config.num_heads * config.head_dim
+        self.o = Linear(num_o_columns, config.hidden_size, bias=config.o_bias, dtype=dtype, sums_over=shards)
         self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps, dtype=dtype) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps, dtype=dtype) if config.qk_norm else None
 
@@ -51,22 +66,22 @@ class Attention(nnx.Module):
 class FeedForward(nnx.Module):
     """down(silu(gate(x)) * up(x)); gate and up come from one fused projection of 2F rows."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, shards: Shards) -> None:
         dtype, d, f = jnp.dtype(config.dtype), config.hidden_size, config.intermediate_size
         self.gate_up = Linear(d, 2 * f, bias=config.mlp_bias, dtype=dtype)
-        self.down = Linear(f, d, bias=config.mlp_bias, dtype=dtype)
+        self.down = Linear(f, d, bias=config.mlp_bias, dtype=dtype, sums_over=shards)
 
     def __call__(self, x_TD: Float[Array, "T D"]) -> Float[Array, "T D"]:
         return self.down(silu_gate(self.gate_up(x_TD)))
 
 
 class DecoderLayer(nnx.Module):
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: ModelConfig, layer: int, shards: Shards) -> None:
         dtype = jnp.dtype(config.dtype)
         self.attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype=dtype)
-        self.attention = Attention(config, layer)
+        self.attention = Attention(config, layer, shards)
         self.feed_forward_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype=dtype)
-        self.feed_forward = FeedForward(config)
+        self.feed_forward = FeedForward(config, shards)
 
     def __call__(
         self,
@@ -80,13 +95,19 @@ class DecoderLayer(nnx.Module):
 
 
 class Llama(nnx.Module):
-    """Token ids in, hidden states out; `logits` is apart because only sampled rows need it."""
+    """Token ids in, hidden states out; `logits` is apart because only sampled rows need it.
 
-    def __init__(self, config: ModelConfig) -> None:
+    With shards it is one device's share of the model of `config`: its heads, its part of the feed-forward, its slice of
+    the vocabulary. Two sums over the devices a layer and one for the embedding make hidden states whole.
+    """
+
+    def __init__(self, config: ModelConfig, shards: Shards = WHOLE) -> None:
         dtype = jnp.dtype(config.dtype)
+        self.vocabulary = Vocabulary(config.vocab_size, shards)
+        config = shard_of(config, shards.size)
         self.config = config
-        self.embed = Embedding(config.vocab_size, config.hidden_size, dtype=dtype)
-        self.layers = nnx.List([DecoderLayer(config, layer) for layer in range(config.num_layers)])
+        self.embed = Embedding(self.vocabulary, config.hidden_size, dtype=dtype)
+        self.layers = nnx.List([DecoderLayer(config, layer, shards) for layer in range(config.num_layers)])
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype=dtype)
         tied = config.tie_word_embeddings
         self.head = None if tied else Linear(config.hidden_size, config.vocab_size, bias=False, dtype=dtype)
@@ -110,9 +131,20 @@ class Llama(nnx.Module):
         return self.norm(x_TD)
 
     def logits(self, hidden_BD: Float[Array, "B D"]) -> Float[Array, "B V"]:
-        """Scores of every vocabulary entry, float32 whatever the model's dtype."""
+        """Scores of every vocabulary entry (of this device's slice), float32 whatever the model's dtype."""
         head = self.embed if self.head is None else self.head
-        return linear(hidden_BD, head.weight[...], jnp.dtype(jnp.float32))
+        logits_BV = linear(hidden_BD, head.weight[...], jnp.dtype(jnp.float32))
+        if not self.vocabulary.is_padded:
+            return logits_BV
+        return jnp.where(self.vocabulary.ids() < self.vocabulary.size, logits_BV, -jnp.inf)
+
+    @staticmethod
+    def logical_axes(parameter: str) -> tuple[str, ...]:
+        """Names of a parameter's dimensions: what of it may be cut over devices. parameter: its path."""
+        module, _, kind = parameter.rpartition(".")
+        name = module.rpartition(".")[2]
+        axes = _LOGICAL_AXES.get(name, ("embed",))
+        return axes if kind == "weight" else axes[:1]
 
     @staticmethod
     def checkpoint_layout(config: ModelConfig) -> CheckpointLayout:

@@ -6,7 +6,7 @@ memory peaks at the largest single parameter.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,9 +22,11 @@ from tqdm import tqdm
 from jaxserve.core.checkpoint import weight_files
 from jaxserve.core.config import ModelConfig
 from jaxserve.core.errors import CheckpointError, ConfigError
+from jaxserve.layers.shards import WHOLE, Shards
 from jaxserve.models.kv_scales import is_attention_scale
-from jaxserve.models.llama import CheckpointLayout, Llama
+from jaxserve.models.llama import Llama
 from jaxserve.models.registry import model_class
+from jaxserve.models.shard import shard_of
 from jaxserve.models.tensors import FLOAT_DTYPES, open_tensors
 
 LOAD_FORMATS = ("auto", "safetensors", "dummy")
@@ -35,16 +37,18 @@ _QUIET_BYTES = 256 << 20  # smaller checkpoints load in a moment: no progress ba
 class LoadedModel:
     """A model taken apart, so that a step passes flat arrays only.
 
-    leaves: the parameters, arrays or only their shapes and dtypes (`abstract_params`); treedef, graphdef: how to
-        put them together again.
+    leaves: the parameters, arrays or only their shapes and dtypes (`abstract_params`), whole; treedef, graphdef: how
+        to put them, or one device's shards of them, together again.
+    axes: the logical axes of each.
     """
 
     graphdef: nnx.GraphDef[Llama]
     leaves: list[Any]
     treedef: Any
+    axes: list[tuple[str, ...]]
 
     def merge(self, leaves: Sequence[jax.Array]) -> Llama:
-        """The model with these parameters; call it inside the traced step."""
+        """The model with these parameters, a device's own; call it inside the traced step."""
         return nnx.merge(self.graphdef, jax.tree.unflatten(self.treedef, leaves))
 
     @property
@@ -68,47 +72,83 @@ def _wide(leaf: Any) -> Any:
     return leaf.astype(jnp.float32)
 
 
-def load_params(config: ModelConfig, path: Path, load_format: str = "auto", seed: int = 0) -> LoadedModel:
-    """The model of `config` with the weights of the checkpoint in `path`, on the default device.
+Place = Callable[[tuple[str, ...], tuple[int, ...], Callable[[int], np.ndarray]], jax.Array]
+"""(logical axes, shape of a shard, number of a shard -> the shard) -> the array, each shard on its device."""
 
-    load_format: "auto" or "safetensors" read the files; "dummy" ignores `path` and draws from `seed`.
+
+def _on_default_device(axes: tuple[str, ...], shape: tuple[int, ...], make_shard: Callable[[int], np.ndarray]) -> Any:
+    return jax.device_put(make_shard(0))
+
+
+def load_params(
+    config: ModelConfig,
+    path: Path,
+    load_format: str = "auto",
+    seed: int = 0,
+    shards: Shards = WHOLE,
+    place: Place = _on_default_device,
+) -> LoadedModel:
+    """The model of `config` with the weights of the checkpoint in `path`, on the default device or where place puts it.
+
+    load_format: "auto" or "safetensors" read the files, of each only the parts that the shards here have; "dummy"
+    ignores `path` and draws from `seed`, the same numbers for any number of shards.
     Raises CheckpointError naming the tensor and file at fault, what was expected and what was found.
     """
     if load_format not in LOAD_FORMATS:
         raise ConfigError(f"load_format is {load_format!r}; it must be one of {', '.join(LOAD_FORMATS)}.")
     if load_format == "dummy":
-        return random_params(config, seed)
-    graphdef, abstract, treedef = _abstract(config)
-    layout = model_class(config.architecture).checkpoint_layout(config)
+        return random_params(config, seed, shards, place)
+    graphdef, abstract, treedef, axes = _abstract(config, shards)
+    cuts = _cuts(config, shards, axes)
     with ExitStack() as stack:
-        sources = _open_sources(stack, weight_files(path), layout, abstract)
-        total = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in abstract.values())
+        sources = _open_sources(stack, weight_files(path), cuts, _abstract(config)[1])
+        total = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in abstract.values()) * shards.size
         disable = None if total < _QUIET_BYTES else False
         with tqdm(total=total, desc="Loading weights", unit="B", unit_scale=True, disable=disable) as bar:
             leaves: list[jax.Array] = []
             for parameter, leaf in abstract.items():
-                leaves.append(jax.device_put(_assemble(layout[parameter], leaf, sources)))
+                make = partial(_assemble, cuts[parameter], leaf, sources)
+                leaves.append(place(axes[parameter], leaf.shape, make))
                 bar.update(leaves[-1].nbytes)
-    return LoadedModel(graphdef, leaves, treedef)
+    return LoadedModel(graphdef, leaves, treedef, list(axes.values()))
 
 
-def abstract_params(config: ModelConfig) -> LoadedModel:
+def abstract_params(config: ModelConfig, shards: Shards = WHOLE) -> LoadedModel:
     """The model of `config` without weights: leaves that are shapes and dtypes only, for compiling and planning."""
-    graphdef, abstract, treedef = _abstract(config)
-    return LoadedModel(graphdef, list(abstract.values()), treedef)
+    graphdef, abstract, treedef, axes = _abstract(config, shards)
+    leaves = [
+        jax.ShapeDtypeStruct(_whole_shape(leaf.shape, axes[name], shards), leaf.dtype)
+        for name, leaf in abstract.items()
+    ]
+    return LoadedModel(graphdef, leaves, treedef, list(axes.values()))
 
 
-def random_params(config: ModelConfig, seed: int) -> LoadedModel:
+def random_params(
+    config: ModelConfig, seed: int, shards: Shards = WHOLE, place: Place = _on_default_device
+) -> LoadedModel:
     """Random weights made on the device: matrices of deviation 1/sqrt(fan in), norms one, biases zero."""
-    graphdef, abstract, treedef = _abstract(config)
+    graphdef, abstract, treedef, axes = _abstract(config, shards)
+    whole, cuts = _abstract(config)[1], _cuts(config, shards, axes)
     key = jax.random.key(seed, impl="rbg")  # the device's own generator: compiles and draws fastest
     leaves: list[jax.Array] = []
     for i, (parameter, leaf) in enumerate(abstract.items()):
         if len(leaf.shape) == 1:
-            leaves.append(jnp.full(leaf.shape, 0 if parameter.endswith("bias") else 1, leaf.dtype))
-        else:
-            leaves.append(_random_matrix(jax.random.fold_in(key, i), leaf.shape, leaf.dtype))
-    return LoadedModel(graphdef, leaves, treedef)
+            value = jnp.full(leaf.shape, 0 if parameter.endswith("bias") else 1, leaf.dtype)
+            if shards.axis is not None:
+                value = place(axes[parameter], leaf.shape, partial(_same_shard, np.asarray(value)))
+            leaves.append(value)
+            continue
+        matrix = _random_matrix(jax.random.fold_in(key, i), whole[parameter].shape, leaf.dtype)
+        if shards.axis is not None:
+            starts = np.cumsum([0, *(cut.rows for cut in cuts[parameter])])
+            drawn = {cut.tensor: (matrix, int(start)) for cut, start in zip(cuts[parameter], starts, strict=False)}
+            matrix = place(axes[parameter], leaf.shape, partial(_cut_drawn, cuts[parameter], leaf, drawn))
+        leaves.append(matrix)
+    return LoadedModel(graphdef, leaves, treedef, list(axes.values()))
+
+
+def _same_shard(value: np.ndarray, number: int) -> np.ndarray:
+    return value
 
 
 @partial(jax.jit, static_argnums=(1, 2))
@@ -117,12 +157,89 @@ def _random_matrix(key: jax.Array, shape: tuple[int, int], dtype: jnp.dtype) -> 
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
-def _abstract(config: ModelConfig) -> tuple[nnx.GraphDef[Llama], dict[str, jax.ShapeDtypeStruct], Any]:
-    """The model without weights: graphdef, shape and dtype of each parameter in leaf order, treedef."""
-    model = nnx.eval_shape(lambda: model_class(config.architecture)(config))
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A checkpoint tensor's part in one parameter.
+
+    rows: of the whole tensor; own_rows: of a shard's part of it, own_columns likewise (None: all, or a vector).
+    num_shards: parts of the parameter. Parts that are fewer than shards go to several shards each; the last ones of
+    a vocabulary may be short.
+    """
+
+    tensor: str
+    rows: int
+    own_rows: int
+    own_columns: int | None
+    num_shards: int
+    is_padded: bool
+
+    def rows_of(self, shard: int) -> slice:
+        if self.own_rows >= self.rows:
+            return slice(0, self.rows)
+        if self.is_padded:
+            start = min(shard * self.own_rows, self.rows)
+            return slice(start, min(start + self.own_rows, self.rows))
+        start = shard * (self.rows // self.own_rows) // self.num_shards * self.own_rows
+        return slice(start, start + self.own_rows)
+
+    def columns_of(self, shard: int) -> slice:
+        if self.own_columns is None:
+            return slice(None)
+        return slice(shard * self.own_columns, (shard + 1) * self.own_columns)
+
+
+def _cuts(config: ModelConfig, shards: Shards, axes: dict[str, tuple[str, ...]]) -> dict[str, list[Cut]]:
+    """By parameter, the tensors that are stacked into it and what of each a shard has."""
+    kind = model_class(config.architecture)
+    share = shard_of(config, shards.size)
+    whole, own = kind.checkpoint_layout(config), kind.checkpoint_layout(share)
+    _, abstract, _, _ = _abstract(config, shards)
+    cuts: dict[str, list[Cut]] = {}
+    for parameter, parts in whole.items():
+        is_cut = len(axes[parameter]) == 2 and axes[parameter][1] in _CUT_AXES and shards.size > 1
+        columns = abstract[parameter].shape[1] if is_cut else None
+        is_padded = axes[parameter][0] == "vocab"
+        cuts[parameter] = [
+            Cut(tensor, rows, own_rows, columns, shards.size, is_padded)
+            for (tensor, rows), (_, own_rows) in zip(parts, own[parameter], strict=True)
+        ]
+    return cuts
+
+
+_CUT_AXES = ("vocab", "heads", "ff")
+
+
+def _whole_shape(shape: tuple[int, ...], axes: tuple[str, ...], shards: Shards) -> tuple[int, ...]:
+    return tuple(size * (shards.size if axis in _CUT_AXES else 1) for size, axis in zip(shape, axes, strict=True))
+
+
+def _cut_drawn(
+    cuts: list[Cut], leaf: jax.ShapeDtypeStruct, drawn: dict[str, tuple[jax.Array, int]], shard: int
+) -> np.ndarray:
+    """A shard of a matrix that was drawn whole, in the checkpoint's order of rows."""
+    out = np.zeros(leaf.shape, leaf.dtype)
+    start = 0
+    for cut in cuts:
+        matrix, first = drawn[cut.tensor]
+        rows = cut.rows_of(shard)
+        out[start : start + rows.stop - rows.start] = np.asarray(
+            matrix[first + rows.start : first + rows.stop, cut.columns_of(shard)]
+        )
+        start += cut.own_rows
+    return out
+
+
+def _abstract(
+    config: ModelConfig, shards: Shards = WHOLE
+) -> tuple[nnx.GraphDef[Llama], dict[str, jax.ShapeDtypeStruct], Any, dict[str, tuple[str, ...]]]:
+    """A device's share of the model without weights: graphdef, shape and dtype of each parameter in leaf order,
+    treedef, logical axes of each parameter."""
+    kind = model_class(config.architecture)
+    model = nnx.eval_shape(lambda: kind(config, shards))
     graphdef, state = nnx.split(model)
     with_paths, treedef = jax.tree_util.tree_flatten_with_path(state)
-    return graphdef, {_dotted(path): leaf for path, leaf in with_paths}, treedef
+    leaves = {_dotted(path): leaf for path, leaf in with_paths}
+    return graphdef, leaves, treedef, {name: kind.logical_axes(name) for name in leaves}
 
 
 def _dotted(path: tuple[Any, ...]) -> str:
@@ -130,11 +247,11 @@ def _dotted(path: tuple[Any, ...]) -> str:
 
 
 def _open_sources(
-    stack: ExitStack, files: list[Path], layout: CheckpointLayout, abstract: dict[str, jax.ShapeDtypeStruct]
+    stack: ExitStack, files: list[Path], cuts: dict[str, list[Cut]], whole: dict[str, jax.ShapeDtypeStruct]
 ) -> dict[str, Any]:
     """Tensor name -> open file that holds it, once all names and shapes are as the model needs them."""
     expected = {
-        tensor: (rows, *abstract[parameter].shape[1:]) for parameter, parts in layout.items() for tensor, rows in parts
+        cut.tensor: (cut.rows, *whole[parameter].shape[1:]) for parameter, parts in cuts.items() for cut in parts
     }
     sources: dict[str, Any] = {}
     origin: dict[str, Path] = {}
@@ -174,16 +291,22 @@ def _is_redundant(tensor: str) -> bool:
     return tensor == "lm_head.weight" or tensor.endswith("rotary_emb.inv_freq") or is_attention_scale(tensor)
 
 
-def _assemble(parts: Sequence[tuple[str, int]], leaf: jax.ShapeDtypeStruct, sources: dict[str, Any]) -> np.ndarray:
-    """One parameter on the host: its checkpoint tensors stacked by rows and cast."""
-    if len(parts) == 1:
-        tensor = parts[0][0]
+def _assemble(cuts: Sequence[Cut], leaf: jax.ShapeDtypeStruct, sources: dict[str, Any], shard: int) -> np.ndarray:
+    """A shard of one parameter on the host: its parts of the checkpoint's tensors stacked by rows and cast.
+
+    Only those parts are read.
+    """
+    if len(cuts) == 1 and cuts[0].num_shards == 1:
+        tensor = cuts[0].tensor
         return sources[tensor].get_tensor(tensor).astype(leaf.dtype, copy=False)
-    stacked = np.empty(leaf.shape, leaf.dtype)
+    stacked = np.zeros(leaf.shape, leaf.dtype)
     start = 0
-    for tensor, rows in parts:
-        stacked[start : start + rows] = sources[tensor].get_tensor(tensor)
-        start += rows
+    for cut in cuts:
+        view, rows = sources[cut.tensor].get_slice(cut.tensor), cut.rows_of(shard)
+        if rows.start < rows.stop:  # a slice of nothing is refused
+            part = view[rows] if len(leaf.shape) == 1 else view[rows, cut.columns_of(shard)]
+            stacked[start : start + rows.stop - rows.start] = part
+        start += cut.own_rows
     return stacked
 
 

@@ -7,7 +7,7 @@ with jax-triton a kernel searches each row by several pivots at once.
 
 import logging
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import jax
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxserve.layers.shards import WHOLE, Shards
 from pallas_kernels.jax_triton.door import missing, missing_on
 
 _log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ def kept_tokens(
     top_p_B: Float[Array, " B"],
     min_p_B: Float[Array, " B"],
     implementation: str = "auto",
+    shards: Shards = WHOLE,
 ) -> Bool[Array, "B V"]:
     """The tokens that min-p, then top-k, then top-p (of what is left, renormalised) keep.
 
@@ -44,9 +46,12 @@ def kept_tokens(
     likely token is kept. min-p keeps tokens of at least min_p times the best probability; top-k
     (0: all) the k most likely; top-p the smallest set of most likely tokens whose mass reaches p.
     implementation: "jax_triton" (NVIDIA GPUs, with jax-triton installed), "xla" or "auto": the first that can be had.
+    shards: devices that have a slice of the vocabulary each; XLA alone serves them.
 
     In XLA a CPU takes row after row, which stays in its cache (twice as fast); a GPU all rows together.
     """
+    if shards.axis is not None:
+        return kept_together(scaled_BV, top_k_B, top_p_B, min_p_B, shards)
     if (implementation if implementation != "auto" else _choose()) == "jax_triton":
         return _kept_by_kernel(scaled_BV, top_k_B, top_p_B, min_p_B)
     return lax.platform_dependent(scaled_BV, top_k_B, top_p_B, min_p_B, cpu=_kept_by_row, default=kept_together)
@@ -85,12 +90,14 @@ def kept_together(
     top_k_B: Int[Array, " B"],
     top_p_B: Float[Array, " B"],
     min_p_B: Float[Array, " B"],
+    shards: Shards = WHOLE,
 ) -> Bool[Array, "B V"]:
     """`kept_tokens` with every pass over all rows at once."""
     keys_BV = order_keys(scaled_BV)
     floor_B = order_keys(jnp.log(min_p_B))
-    floor_B = lax.cond(jnp.any(top_k_B > 0), _raise_to_top_k, _same_floor, floor_B, keys_BV, scaled_BV, top_k_B)
-    floor_B = lax.cond(jnp.any(top_p_B < 1), _raise_to_top_p, _same_floor, floor_B, keys_BV, scaled_BV, top_p_B)
+    to_top_k, to_top_p = partial(_raise_to_top_k, shards), partial(_raise_to_top_p, shards)
+    floor_B = lax.cond(jnp.any(top_k_B > 0), to_top_k, _same_floor, floor_B, keys_BV, scaled_BV, top_k_B)
+    floor_B = lax.cond(jnp.any(top_p_B < 1), to_top_p, _same_floor, floor_B, keys_BV, scaled_BV, top_p_B)
     return keys_BV >= floor_B[:, None]
 
 
@@ -98,21 +105,22 @@ def _same_floor(floor_B: Array, keys_BV: Array, scaled_BV: Array, parameter_B: A
     return floor_B
 
 
-def _raise_to_top_k(floor_B: Array, keys_BV: Array, scaled_BV: Array, top_k_B: Array) -> Array:
+def _raise_to_top_k(shards: Shards, floor_B: Array, keys_BV: Array, scaled_BV: Array, top_k_B: Array) -> Array:
     """The k-th most likely token's key where that is higher; k beyond the vocabulary keeps all."""
     is_used_B = top_k_B > 0
-    low_B = jnp.min(keys_BV, axis=-1)
-    key_B = _threshold(keys_BV, jnp.ones_like(scaled_BV), top_k_B.astype(jnp.float32), low_B, is_used_B, jnp.ones_like)
+    low_B = -shards.largest(-jnp.min(keys_BV, axis=-1))
+    target_B = top_k_B.astype(jnp.float32)
+    key_B = _threshold(shards, keys_BV, jnp.ones_like(scaled_BV), target_B, low_B, is_used_B, jnp.ones_like)
     return jnp.maximum(floor_B, jnp.where(is_used_B, key_B, floor_B))
 
 
-def _raise_to_top_p(floor_B: Array, keys_BV: Array, scaled_BV: Array, top_p_B: Array) -> Array:
+def _raise_to_top_p(shards: Shards, floor_B: Array, keys_BV: Array, scaled_BV: Array, top_p_B: Array) -> Array:
     """The highest key at which the mass of the tokens from it up is p of the mass from the floor up."""
     is_used_B = top_p_B < 1
     weights_BV = jnp.where(keys_BV >= floor_B[:, None], jnp.exp(scaled_BV), 0.0)
-    target_B = top_p_B * jnp.sum(weights_BV, axis=-1)
+    target_B = top_p_B * shards.sum(jnp.sum(weights_BV, axis=-1))
     low_B = jnp.maximum(floor_B, _KEY_OF_NO_MASS)
-    key_B = _threshold(keys_BV, weights_BV, target_B, low_B, is_used_B, _mass_of_key)
+    key_B = _threshold(shards, keys_BV, weights_BV, target_B, low_B, is_used_B, _mass_of_key)
     return jnp.where(is_used_B, key_B, floor_B)
 
 
@@ -134,7 +142,13 @@ class _Bracket(NamedTuple):
 
 
 def _threshold(
-    keys_BV: Array, weights_BV: Array, target_B: Array, low_B: Array, is_used_B: Array, weight_at: WeightAt
+    shards: Shards,
+    keys_BV: Array,
+    weights_BV: Array,
+    target_B: Array,
+    low_B: Array,
+    is_used_B: Array,
+    weight_at: WeightAt,
 ) -> Array:
     """A key that parts the same tokens as the largest key from which upwards they weigh at least the target.
 
@@ -146,7 +160,7 @@ def _threshold(
     def halve(bracket: _Bracket) -> _Bracket:
         low_B, high_B, low_weight_B, high_weight_B, is_open_B = bracket
         middle_B = low_B + (high_B - low_B) // 2
-        weight_B = jnp.sum(jnp.where(keys_BV >= middle_B[:, None], weights_BV, 0.0), axis=-1)
+        weight_B = shards.sum(jnp.sum(jnp.where(keys_BV >= middle_B[:, None], weights_BV, 0.0), axis=-1))
         # Not `weight_B < target_B`: a NaN must close in on something too, or the loop would never end.
         rises_B, falls_B = is_open_B & (weight_B >= target_B), is_open_B & ~(weight_B >= target_B)
         low_B, high_B = jnp.where(rises_B, middle_B, low_B), jnp.where(falls_B, middle_B, high_B)

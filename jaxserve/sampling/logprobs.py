@@ -8,29 +8,63 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from jaxserve.layers.shards import Shards, Vocabulary
+
 _MOST_PASSES = 64  # over the logits. A longer list is sorted: on a GPU no step of that engine is then dispatched ahead
 _NOTHING = (np.float32(-np.inf), np.iinfo(np.int32).max)
 
 
 def token_logprobs(
-    logits_TV: Float[Array, "T V"], next_ids_T: Int[Array, " T"], num_logprobs: int
+    logits_TV: Float[Array, "T V"],
+    next_ids_T: Int[Array, " T"],
+    num_logprobs: int,
+    vocabulary: Vocabulary | None = None,
 ) -> tuple[Float[Array, " T"], Int[Array, " T"], Int[Array, "T K"], Float[Array, "T K"]]:
     """(logprob_T, rank_T, top_ids_TK, top_logprobs_TK) of the tokens that follow, K = num_logprobs (or V if less).
 
     rank: 1 for the most likely; of equal tokens the lower id ranks first, as in the top list, so
     rank r <= K means top_ids[r - 1] is the token, with exactly the same log probability.
+    vocabulary: whose logits these are, all of them if None.
     """
-    logsumexp_T = jax.nn.logsumexp(logits_TV, axis=-1)
+    vocabulary = vocabulary or Vocabulary(logits_TV.shape[-1])
+    shards = vocabulary.shards
+    logsumexp_T = _logsumexp(logits_TV, shards)
     ids_T1 = next_ids_T[:, None].astype(jnp.int32)
-    chosen_T1 = jnp.take_along_axis(logits_TV, ids_T1, axis=-1, mode="clip")
-    top_values_TK, top_ids_TK = _top(logits_TV, num_logprobs)
+    chosen_T1 = _of_ids(logits_TV, ids_T1, vocabulary)
+    top_values_TK, top_ids_TK = _top_of_all(logits_TV, num_logprobs, vocabulary)
     # One subtraction for both, so that equal logits cannot come out as different floats.
     values_TK1 = jnp.concatenate([chosen_T1, top_values_TK], axis=-1)
     logprobs_TK1 = values_TK1 - lax.optimization_barrier(logsumexp_T)[:, None]
-    vocab_ids_1V = jnp.arange(logits_TV.shape[-1], dtype=jnp.int32)[None]
+    vocab_ids_1V = vocabulary.ids()[None]
     is_better_TV = (logits_TV > chosen_T1) | ((logits_TV == chosen_T1) & (vocab_ids_1V < ids_T1))
-    rank_T = 1 + jnp.sum(is_better_TV, axis=-1, dtype=jnp.int32)
+    rank_T = 1 + shards.sum(jnp.sum(is_better_TV, axis=-1, dtype=jnp.int32))
     return logprobs_TK1[:, 0], rank_T, top_ids_TK, logprobs_TK1[:, 1:]
+
+
+def _logsumexp(logits_TV: Array, shards: Shards) -> Array:
+    own_T = jax.nn.logsumexp(logits_TV, axis=-1)
+    return own_T if shards.axis is None else jax.nn.logsumexp(shards.gather(own_T), axis=0)
+
+
+def _of_ids(logits_TV: Array, ids_T1: Array, vocabulary: Vocabulary) -> Array:
+    """The logit of an id of each row, whichever device has it."""
+    if vocabulary.shards.axis is None:
+        return jnp.take_along_axis(logits_TV, ids_T1, axis=-1, mode="clip")
+    places_T1 = vocabulary.place_of(jnp.clip(ids_T1, 0, vocabulary.size - 1))
+    own_T1 = jnp.take_along_axis(logits_TV, places_T1, axis=-1, mode="clip")
+    # -inf from a device that has it not: a sum would make NaN of an infinite logit.
+    return vocabulary.shards.largest(jnp.where(places_T1 < vocabulary.num_local, own_T1, -jnp.inf))
+
+
+def _top_of_all(logits_TV: Array, num: int, vocabulary: Vocabulary) -> tuple[Array, Array]:
+    """`_top` over all devices: the best of each device's best, which stand in the order of their ids."""
+    if vocabulary.shards.axis is None:
+        return _top(logits_TV, num)
+    values_TK, places_TK = _top(logits_TV, num)
+    many = (vocabulary.shards.gather(x) for x in (values_TK, places_TK + vocabulary.offset()))
+    values_TC, ids_TC = (jnp.moveaxis(x, 0, 1).reshape(len(logits_TV), -1) for x in many)
+    values_TK, chosen_TK = _top(values_TC, min(num, vocabulary.size))
+    return values_TK, jnp.take_along_axis(ids_TC, chosen_TK, axis=-1)
 
 
 def _top(logits_TV: Float[Array, "T V"], num: int) -> tuple[Float[Array, "T K"], Int[Array, "T K"]]:

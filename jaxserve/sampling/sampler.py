@@ -8,6 +8,7 @@ from jax import lax
 from jax.extend.random import threefry_2x32
 from jaxtyping import Array, Float, Int
 
+from jaxserve.layers.shards import Vocabulary
 from jaxserve.sampling.batch import SamplingBatch
 from jaxserve.sampling.filters import kept_tokens
 from jaxserve.sampling.logprobs import token_logprobs
@@ -33,47 +34,67 @@ class Sampled:
 
 
 def sample(
-    logits_BV: Float[Array, "B V"], batch: SamplingBatch, state: SamplingState, num_logprobs: int
+    logits_BV: Float[Array, "B V"],
+    batch: SamplingBatch,
+    state: SamplingState,
+    num_logprobs: int,
+    vocabulary: Vocabulary | None = None,
 ) -> tuple[Sampled, SamplingState]:
     """The next token of every row, and the state with those tokens counted and remembered.
 
     In order: log probabilities of the raw logits; bias; penalties; greedy where the temperature is
     0, else temperature, min-p, top-k, top-p and a random choice that depends on (seed, position)
     alone. Work that no row asks for is skipped on the device, so one program serves all parameters.
-    num_logprobs: K of the top list (static).
+    num_logprobs: K of the top list (static). vocabulary: whose logits these are, all of them if None. A device with a
+        slice has the state's slice too; what devices tell each other is a number or a few a row, never logits.
     """
-    token_ids_B, best_B = _best(logits_BV, batch, state)
-    token_ids_B = lax.cond(batch.use_random, _choose, _keep_greedy, token_ids_B, logits_BV, batch, state)
+    vocabulary = vocabulary or Vocabulary(logits_BV.shape[-1])
+    token_ids_B, best_B = _best(logits_BV, batch, state, vocabulary)
+
+    def choose(greedy_B: Array, logits_BV: Array, batch: SamplingBatch, state: SamplingState) -> Array:
+        return _choose(greedy_B, logits_BV, batch, state, vocabulary)
+
+    token_ids_B = lax.cond(batch.use_random, choose, _keep_greedy, token_ids_B, logits_BV, batch, state)
 
     def measure(logits_BV: Array, ids_B: Array) -> tuple[Array, ...]:
-        return token_logprobs(logits_BV, ids_B, num_logprobs)
+        return token_logprobs(logits_BV, ids_B, num_logprobs, vocabulary)
 
     def skip(logits_BV: Array, ids_B: Array) -> tuple[Array, ...]:
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(measure, logits_BV, ids_B))
 
     logprob_B, rank_B, top_ids_BK, top_logprobs_BK = lax.cond(batch.use_logprobs, measure, skip, logits_BV, token_ids_B)
-    is_finite_B = jnp.isfinite(jnp.max(logits_BV, axis=-1)) & jnp.isfinite(best_B)
+    is_finite_B = jnp.isfinite(vocabulary.shards.largest(jnp.max(logits_BV, axis=-1))) & jnp.isfinite(best_B)
     known_B = jnp.where(is_finite_B, token_ids_B, -1)
     sampled = Sampled(known_B, logprob_B, rank_B, top_ids_BK, top_logprobs_BK)
     # Not under a cond: handing the counts through one would copy them.
     once_B = batch.is_active_B.astype(jnp.int32)
-    counts_RV = state.counts_RV.at[batch.rows_B, token_ids_B].add(once_B, mode="drop")
+    counts_RV = state.counts_RV.at[batch.rows_B, vocabulary.place_of(token_ids_B)].add(once_B, mode="drop")
     active_rows_B = jnp.where(batch.is_active_B, batch.rows_B, state.last_tokens_R.shape[0])
     last_tokens_R = state.last_tokens_R.at[active_rows_B].set(token_ids_B, mode="drop")
     return sampled, replace(state, counts_RV=counts_RV, last_tokens_R=last_tokens_R)
 
 
-def _best(logits_BV: Array, batch: SamplingBatch, state: SamplingState) -> tuple[Array, Array]:
+def _best(logits_BV: Array, batch: SamplingBatch, state: SamplingState, vocabulary: Vocabulary) -> tuple[Array, Array]:
     """The best token of the processed logits and its value. Processed inside a branch, and again where rows
     choose at random: logits that leave a branch unchanged would be copied, in every step."""
 
     def best(logits_BV: Array) -> tuple[Array, Array]:
-        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32), jnp.max(logits_BV, axis=-1)
+        return _argmax(logits_BV, vocabulary)
 
     def best_processed(logits_BV: Array) -> tuple[Array, Array]:
         return best(process(logits_BV, batch, state))
 
     return lax.cond(batch.use_bias | batch.use_penalties, best_processed, best, logits_BV)
+
+
+def _argmax(scores_BV: Array, vocabulary: Vocabulary) -> tuple[Array, Array]:
+    """Id and score of each row's best entry; of equal ones the lowest id, NaN above all, over all devices."""
+    places_B, scores_B = jnp.argmax(scores_BV, axis=-1).astype(jnp.int32), jnp.max(scores_BV, axis=-1)
+    if vocabulary.shards.axis is None:
+        return places_B, scores_B
+    every_SB, ids_SB = vocabulary.shards.gather(scores_B), vocabulary.shards.gather(places_B + vocabulary.offset())
+    best_1B = jnp.argmax(every_SB, axis=0)[None]
+    return jnp.take_along_axis(ids_SB, best_1B, axis=0)[0], jnp.max(every_SB, axis=0)
 
 
 def process(logits_BV: Float[Array, "B V"], batch: SamplingBatch, state: SamplingState) -> Float[Array, "B V"]:
@@ -82,15 +103,23 @@ def process(logits_BV: Float[Array, "B V"], batch: SamplingBatch, state: Samplin
     return lax.cond(batch.use_penalties, _penalise, _same, logits_BV, batch, state)
 
 
-def narrow(processed_BV: Float[Array, "B V"], batch: SamplingBatch) -> Float[Array, "B V"]:
+def narrow(
+    processed_BV: Float[Array, "B V"], batch: SamplingBatch, vocabulary: Vocabulary | None = None
+) -> Float[Array, "B V"]:
     """What random rows choose from: logits over temperature, maximum 0, -inf for what the filters drop.
 
     Rows are shifted to their maximum before the division, so that nothing overflows.
     """
-    best_B1 = jnp.max(processed_BV, axis=-1, keepdims=True)
+    vocabulary = vocabulary or Vocabulary(processed_BV.shape[-1])
+    best_B1 = vocabulary.shards.largest(jnp.max(processed_BV, axis=-1, keepdims=True))
     temperature_B1 = jnp.where(batch.temperature_B > 0, batch.temperature_B, 1.0)[:, None]
     scaled_BV = (processed_BV - jnp.where(jnp.isfinite(best_B1), best_B1, 0.0)) / temperature_B1
-    return lax.cond(batch.use_filters, _filter, lambda scaled_BV, _: scaled_BV, scaled_BV, batch)
+
+    def filtered(scaled_BV: Array, batch: SamplingBatch) -> Array:
+        is_kept_BV = kept_tokens(scaled_BV, batch.top_k_B, batch.top_p_B, batch.min_p_B, shards=vocabulary.shards)
+        return jnp.where(is_kept_BV, scaled_BV, -jnp.inf)
+
+    return lax.cond(batch.use_filters, filtered, lambda scaled_BV, _: scaled_BV, scaled_BV, batch)
 
 
 def _same(logits_BV: Array, batch: SamplingBatch, state: SamplingState) -> Array:
@@ -116,26 +145,23 @@ def _keep_greedy(greedy_B: Array, logits_BV: Array, batch: SamplingBatch, state:
     return greedy_B
 
 
-def _choose(greedy_B: Array, logits_BV: Array, batch: SamplingBatch, state: SamplingState) -> Array:
+def _choose(
+    greedy_B: Array, logits_BV: Array, batch: SamplingBatch, state: SamplingState, vocabulary: Vocabulary
+) -> Array:
     """Random tokens for the rows with a temperature, the greedy ones for the others."""
-    noise_BV = gumbel_noise(batch.seeds_B2, batch.positions_B, logits_BV.shape[-1])
+    noise_BV = gumbel_noise(batch.seeds_B2, batch.positions_B, vocabulary)
     # The barrier keeps XLA from computing the noise inside the argmax, several times over.
-    noisy_BV = lax.optimization_barrier(narrow(process(logits_BV, batch, state), batch) + noise_BV)
-    random_B = jnp.argmax(noisy_BV, axis=-1).astype(jnp.int32)
+    noisy_BV = lax.optimization_barrier(narrow(process(logits_BV, batch, state), batch, vocabulary) + noise_BV)
+    random_B, _ = _argmax(noisy_BV, vocabulary)
     return jnp.where(batch.temperature_B > 0, random_B, greedy_B)
 
 
-def _filter(scaled_BV: Array, batch: SamplingBatch) -> Array:
-    is_kept_BV = kept_tokens(scaled_BV, batch.top_k_B, batch.top_p_B, batch.min_p_B)
-    return jnp.where(is_kept_BV, scaled_BV, -jnp.inf)
-
-
-def gumbel_noise(seeds_B2: Array, positions_B: Array, vocab_size: int) -> Float[Array, "B V"]:
-    """Noise whose argmax with log weights is a sample: a function of each row's seed and position alone."""
+def gumbel_noise(seeds_B2: Array, positions_B: Array, vocabulary: Vocabulary) -> Float[Array, "B V"]:
+    """Noise whose argmax with log weights is a sample: a function of each row's seed and position, and of each id."""
 
     def draw(seed_2: Array, position: Array) -> Array:
         key = jax.random.fold_in(jax.random.wrap_key_data(seed_2, impl="threefry2x32"), position)
-        return threefry_2x32(jax.random.key_data(key), jnp.arange(vocab_size, dtype=jnp.uint32))
+        return threefry_2x32(jax.random.key_data(key), vocabulary.ids().astype(jnp.uint32))
 
     # The uniform number is 1 - v with a small v well resolved: the largest noise decides.
     v_BV = jax.vmap(draw)(seeds_B2, positions_B).astype(jnp.float32) * 2.0**-32 + 2.0**-33

@@ -13,6 +13,7 @@ from sampling_batches import fresh_state, load, make_batch, narrow_jit, process_
 from scipy import stats
 
 from jaxserve.core.params import SamplingParams
+from jaxserve.layers.shards import Vocabulary
 from jaxserve.sampling.filters import kept_together, kept_tokens, order_keys
 from jaxserve.sampling.rows import RowSampling
 from jaxserve.sampling.sampler import gumbel_noise
@@ -70,7 +71,7 @@ def test_equals_reference(start: int) -> None:
     processed_BV = np.asarray(process_jit(logits_BV, batch, state))
     scaled_BV = np.asarray(narrow_jit(processed_BV, batch))
     sampled, after = jax.device_get(sample_jit(logits_BV, batch, state, num_logprobs=K))
-    noise_BV = np.asarray(gumbel_noise(batch.seeds_B2, batch.positions_B, V))
+    noise_BV = np.asarray(gumbel_noise(batch.seeds_B2, batch.positions_B, Vocabulary(V)))
     for i, (params, prompt, output, logits_V) in enumerate(cases):
         expected_V = processed_logits(logits_V, params, prompt, output, EOS)
         np.testing.assert_allclose(processed_BV[i], expected_V, rtol=2e-6, atol=2e-5)
@@ -221,7 +222,9 @@ def test_neighbouring_positions_and_seeds_are_independent(draws: np.ndarray, shi
 
 def test_noise_is_gumbel_to_the_far_tail() -> None:
     noise = np.asarray(
-        jax.jit(gumbel_noise, static_argnums=2)(np.arange(64, dtype=np.uint32).reshape(32, 2), np.arange(32), 65536)
+        jax.jit(gumbel_noise, static_argnums=2)(
+            np.arange(64, dtype=np.uint32).reshape(32, 2), np.arange(32), Vocabulary(65536)
+        )
     )
     assert np.isfinite(noise).all()
     assert stats.kstest(noise.ravel()[::8], "gumbel_r").pvalue > 1e-3

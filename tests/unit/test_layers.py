@@ -9,6 +9,7 @@ from flax import nnx
 from jaxserve.core.config import ModelConfig
 from jaxserve.layers.basic import Embedding, Linear, RMSNorm, linear, silu_gate
 from jaxserve.layers.dense_attention import dense_causal_attend
+from jaxserve.layers.shards import Vocabulary
 from jaxserve.models.weights import random_params
 
 CONFIG = ModelConfig(
@@ -70,7 +71,7 @@ def test_one_row_of_16_bits_is_summed_in_float32_like_any_other_row(size: int, d
 
 
 def test_embedding_takes_rows() -> None:
-    table = Embedding(5, 2, dtype=jnp.dtype(jnp.float32))
+    table = Embedding(Vocabulary(5), 2, dtype=jnp.dtype(jnp.float32))
     table.weight = nnx.Param(jnp.arange(10.0).reshape(5, 2))
     np.testing.assert_array_equal(table(jnp.array([4, 0])), [[8, 9], [0, 1]])
 
