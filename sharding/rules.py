@@ -10,6 +10,7 @@ RULES: dict[str, str | None] = {
     "vocab": TENSOR,  # rows of embedding and head, columns of logits
     "heads": TENSOR,  # query and KV heads, fused or not
     "ff": TENSOR,  # width of the feed-forward
+    "experts": None,  # each is cut within
     "embed": None,  # width of the model
     "head_dim": None,
 }

@@ -47,7 +47,7 @@ _DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.b
 
 def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor that transformers would save for this config."""
-    d, f, v = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
+    d, v = config["hidden_size"], config["vocab_size"]
     n = config["num_attention_heads"]
     k = config.get("num_key_value_heads") or n
     h = config.get("head_dim") or d // n
@@ -63,18 +63,36 @@ def tensor_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
             ("self_attn.k_proj", k * h, d, qkv_bias),
             ("self_attn.v_proj", k * h, d, qkv_bias),
             ("self_attn.o_proj", d, n * h, o_bias),
-            ("mlp.gate_proj", f, d, config.get("mlp_bias", False)),
-            ("mlp.up_proj", f, d, config.get("mlp_bias", False)),
-            ("mlp.down_proj", d, f, config.get("mlp_bias", False)),
+            *_feed_forward_shapes(config, i),
         ):
             shapes[f"{p}{name}.weight"] = (rows, cols)
             if bias:
                 shapes[f"{p}{name}.bias"] = (rows,)
-        if family == "qwen3":
+        if family in ("qwen3", "qwen3_moe"):
             shapes |= {p + "self_attn.q_norm.weight": (h,), p + "self_attn.k_norm.weight": (h,)}
     if not config.get("tie_word_embeddings", False):
         shapes["lm_head.weight"] = (v, d)
     return shapes
+
+
+def _feed_forward_shapes(config: Mapping[str, Any], layer: int) -> list[tuple[str, int, int, bool]]:
+    """(name, rows, columns, whether it has a bias) of a layer's matrices after attention."""
+    d, f, bias = config["hidden_size"], config["intermediate_size"], config.get("mlp_bias", False)
+    block, names = "mlp", ("gate_proj", "up_proj", "down_proj")
+    num_experts = config.get("num_local_experts" if config["model_type"] == "mixtral" else "num_experts", 0)
+    is_sparse = (layer + 1) % config.get("decoder_sparse_step", 1) == 0 and layer not in config.get(
+        "mlp_only_layers", ()
+    )
+    if config["model_type"] == "mixtral":
+        block, names = "block_sparse_moe", ("w1", "w3", "w2")
+    elif is_sparse:
+        f = config.get("moe_intermediate_size", f)
+    gate, up, down = names
+    one = ((gate, f, d, bias), (up, f, d, bias), (down, d, f, bias))
+    if not num_experts or not is_sparse:
+        return [(f"{block}.{name}", *rest) for name, *rest in one]
+    experts = [(f"{block}.experts.{e}.{name}", *rest) for e in range(num_experts) for name, *rest in one]
+    return [(f"{block}.gate", num_experts, d, False), *experts]
 
 
 def random_tensors(config: Mapping[str, Any], seed: int = 0) -> dict[str, np.ndarray]:

@@ -49,8 +49,11 @@ class RopeConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The numbers of a dense Llama-family decoder.
+    """The numbers of a Llama-family decoder, dense or with a mixture of experts in some layers.
 
+    num_experts: 0 where all layers are dense; num_experts_per_tok: picked for each token; moe_intermediate_size: width
+    of an expert; norm_topk_prob: the weights of a token's experts add up to 1. sparse_layers: one entry a layer,
+    whether it has experts in place of a feed-forward of intermediate_size; empty for none.
     sliding_windows: one entry a layer; tokens a query may look back on (itself included), None for all.
     dtype: of weights and activations: float32, bfloat16 or float16.
     eos_token_ids: ids that end a sequence, from config.json and generation_config.json.
@@ -76,6 +79,11 @@ class ModelConfig:
     dtype: str = "bfloat16"
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
+    num_experts: int = 0
+    num_experts_per_tok: int = 0
+    moe_intermediate_size: int = 0
+    norm_topk_prob: bool = False
+    sparse_layers: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,9 @@ class _Family:
 
     num_kv_heads, head_dim: defaults; None means num_heads and hidden_size / num_heads.
     has_attention_bias: the family honours `attention_bias` on q, k, v and o.
-    window: "never", "all" layers share `sliding_window`, or "layered" by use_sliding_window.
+    window: "never", "all" layers share `sliding_window`, or "layered" by use_sliding_window; "switched" is "all" where
+        use_sliding_window says so.
+    has_experts: instead of a feed-forward, in some layers at least.
     """
 
     num_kv_heads: int | None = None
@@ -28,6 +30,7 @@ class _Family:
     always_qkv_bias: bool = False
     qk_norm: bool = False
     window: str = "never"
+    has_experts: bool = False
 
 
 FAMILIES: Mapping[str, _Family] = {
@@ -35,6 +38,10 @@ FAMILIES: Mapping[str, _Family] = {
     "MistralForCausalLM": _Family(num_kv_heads=8, window="all"),
     "Qwen2ForCausalLM": _Family(num_kv_heads=32, always_qkv_bias=True, window="layered"),
     "Qwen3ForCausalLM": _Family(num_kv_heads=32, head_dim=128, has_attention_bias=True, qk_norm=True, window="layered"),
+    "MixtralForCausalLM": _Family(num_kv_heads=8, window="all", has_experts=True),
+    "Qwen3MoeForCausalLM": _Family(
+        num_kv_heads=4, has_attention_bias=True, qk_norm=True, window="switched", has_experts=True
+    ),
 }
 
 
@@ -95,6 +102,7 @@ def model_config_from_hf(
         dtype=_dtype(hf, dtype),
         bos_token_id=bos_ids[0] if bos_ids else None,
         eos_token_ids=_eos_token_ids(hf, generation_config or {}, vocab_size),
+        **_experts(hf, architecture, num_layers),
     )
 
 
@@ -160,10 +168,10 @@ def _sliding_windows(hf: Mapping[str, Any], family: _Family, num_layers: int) ->
         return everywhere
     if "sliding_window" in hf and hf["sliding_window"] is None:
         return everywhere
-    if family.window == "layered" and not read_bool(hf, "use_sliding_window", False):
+    if family.window in ("layered", "switched") and not read_bool(hf, "use_sliding_window", False):
         return everywhere
     window = read_int(hf, "sliding_window", 4096, 1, 1 << 30)
-    if family.window == "all":
+    if family.window in ("all", "switched"):
         return (window,) * num_layers
     layer_types = hf.get("layer_types")
     if layer_types is None:
@@ -175,6 +183,44 @@ def _sliding_windows(hf: Mapping[str, Any], family: _Family, num_layers: int) ->
         if kind not in ("full_attention", "sliding_attention"):
             raise ConfigError(f"config.json: layer type {kind!r} is not full_attention or sliding_attention.")
     return tuple(window if kind == "sliding_attention" else None for kind in layer_types)
+
+
+def _experts(hf: Mapping[str, Any], architecture: str, num_layers: int) -> dict[str, Any]:
+    """The fields of ModelConfig that say which layers have experts, and what these are; none for a dense family."""
+    if not FAMILIES[architecture].has_experts:
+        return {}
+    name = "num_experts" if "num_experts" in hf else "num_local_experts"  # one field; transformers writes either
+    if architecture == "MixtralForCausalLM":
+        num_experts, picked = read_int(hf, name, 8, 1, 4096), 2
+        width = read_int(hf, "intermediate_size", None, 1, 1 << 22)
+        normalize, sparse = True, (True,) * num_layers
+    else:
+        num_experts, picked = read_int(hf, name, 128, 0, 4096), 8
+        width = read_int(hf, "moe_intermediate_size", 768, 1, 1 << 22)
+        normalize = read_bool(hf, "norm_topk_prob", False)
+        sparse = _sparse_layers(hf, num_experts, num_layers)
+    if not any(sparse):
+        return {}
+    picked = read_int(hf, "num_experts_per_tok", picked, 1, 4096)
+    if picked > num_experts:
+        raise ConfigError(f"config.json: num_experts_per_tok is {picked}; it must be at most {name}, {num_experts}.")
+    return {
+        "num_experts": num_experts,
+        "num_experts_per_tok": picked,
+        "moe_intermediate_size": width,
+        "norm_topk_prob": normalize,
+        "sparse_layers": sparse,
+    }
+
+
+def _sparse_layers(hf: Mapping[str, Any], num_experts: int, num_layers: int) -> tuple[bool, ...]:
+    """Qwen3-MoE: every decoder_sparse_step-th layer has experts, unless mlp_only_layers names it."""
+    step = read_int(hf, "decoder_sparse_step", 1, 1, 1 << 20)
+    dense = hf.get("mlp_only_layers") or []
+    if not isinstance(dense, list | tuple):
+        raise ConfigError(f"config.json: mlp_only_layers is {dense!r}; it must be a list of layer numbers.")
+    numbers = {read_int({"mlp_only_layers": item}, "mlp_only_layers", None, 0, num_layers - 1) for item in dense}
+    return tuple(num_experts > 0 and (i + 1) % step == 0 and i not in numbers for i in range(num_layers))
 
 
 def _dtype(hf: Mapping[str, Any], dtype: str) -> str:

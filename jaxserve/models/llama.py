@@ -6,9 +6,11 @@ sliding windows, rope scaling. Sequences are flat: T tokens of any mix of reques
 see which is the business of `attend`.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxserve.core.config import ModelConfig
 from jaxserve.layers.basic import Attend, Embedding, Linear, RMSNorm, linear, silu_gate
@@ -71,17 +73,20 @@ class FeedForward(nnx.Module):
         self.gate_up = Linear(d, 2 * f, bias=config.mlp_bias, dtype=dtype)
         self.down = Linear(f, d, bias=config.mlp_bias, dtype=dtype, sums_over=shards)
 
-    def __call__(self, x_TD: Float[Array, "T D"]) -> Float[Array, "T D"]:
+    def __call__(self, x_TD: Float[Array, "T D"], is_token_T: Bool[Array, "T"]) -> Float[Array, "T D"]:
+        """is_token_T: not needed here; a mixture of experts, which may stand in this place, sends padding nowhere."""
         return self.down(silu_gate(self.gate_up(x_TD)))
 
 
 class DecoderLayer(nnx.Module):
-    def __init__(self, config: ModelConfig, layer: int, shards: Shards) -> None:
+    """Attention and feed-forward, each beside a residual. feed_forward: (x_TD, is_token_T) -> y_TD."""
+
+    def __init__(self, config: ModelConfig, layer: int, shards: Shards, feed_forward: Any) -> None:
         dtype = jnp.dtype(config.dtype)
         self.attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype=dtype)
         self.attention = Attention(config, layer, shards)
         self.feed_forward_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype=dtype)
-        self.feed_forward = FeedForward(config, shards)
+        self.feed_forward = feed_forward
 
     def __call__(
         self,
@@ -89,9 +94,10 @@ class DecoderLayer(nnx.Module):
         cos_Th: Float[Array, "T half"],
         sin_Th: Float[Array, "T half"],
         attend: Attend,
+        is_token_T: Bool[Array, "T"],
     ) -> Float[Array, "T D"]:
         x_TD = x_TD + self.attention(self.attention_norm(x_TD), cos_Th, sin_Th, attend)
-        return x_TD + self.feed_forward(self.feed_forward_norm(x_TD))
+        return x_TD + self.feed_forward(self.feed_forward_norm(x_TD), is_token_T)
 
 
 class Llama(nnx.Module):
@@ -107,10 +113,20 @@ class Llama(nnx.Module):
         config = shard_of(config, shards.size)
         self.config = config
         self.embed = Embedding(self.vocabulary, config.hidden_size, dtype=dtype)
-        self.layers = nnx.List([DecoderLayer(config, layer, shards) for layer in range(config.num_layers)])
+        self.layers = nnx.List(
+            [
+                DecoderLayer(config, layer, shards, self.make_feed_forward(config, layer, shards))
+                for layer in range(config.num_layers)
+            ]
+        )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype=dtype)
         tied = config.tie_word_embeddings
         self.head = None if tied else Linear(config.hidden_size, config.vocab_size, bias=False, dtype=dtype)
+
+    @staticmethod
+    def make_feed_forward(config: ModelConfig, layer: int, shards: Shards) -> nnx.Module:
+        """What stands after a layer's attention."""
+        return FeedForward(config, shards)
 
     def __call__(
         self,
@@ -122,12 +138,12 @@ class Llama(nnx.Module):
         """Hidden states after the final norm.
 
         positions_T: each token's index in its own sequence; rope_lens_T: max(prompt tokens,
-        position + 1) of its request, which dynamic and longrope need.
+        position + 1) of its request, which dynamic and longrope need, 0 for padding.
         """
         cos_Th, sin_Th = rope_cos_sin(self.config.rope, self.config.head_dim, positions_T, rope_lens_T)
         x_TD = self.embed(token_ids_T).astype(self.config.dtype)
         for layer in self.layers:
-            x_TD = layer(x_TD, cos_Th, sin_Th, attend)
+            x_TD = layer(x_TD, cos_Th, sin_Th, attend, rope_lens_T > 0)
         return self.norm(x_TD)
 
     def logits(self, hidden_BD: Float[Array, "B D"]) -> Float[Array, "B V"]:

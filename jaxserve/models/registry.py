@@ -2,12 +2,15 @@
 
 from jaxserve.core.errors import ConfigError
 from jaxserve.models.llama import Llama
+from jaxserve.models.mixtral import Mixtral
 
 MODELS: dict[str, type[Llama]] = {
     "LlamaForCausalLM": Llama,
     "MistralForCausalLM": Llama,
     "Qwen2ForCausalLM": Llama,
     "Qwen3ForCausalLM": Llama,
+    "MixtralForCausalLM": Mixtral,
+    "Qwen3MoeForCausalLM": Mixtral,
 }
 
 

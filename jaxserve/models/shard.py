@@ -12,7 +12,11 @@ def shard_of(model: ModelConfig, num_shards: int) -> ModelConfig:
     """
     if num_shards == 1:
         return model
-    for name, size in (("attention heads", model.num_heads), ("intermediate_size", model.intermediate_size)):
+    for name, size in (
+        ("attention heads", model.num_heads),
+        ("intermediate_size", model.intermediate_size),
+        ("moe_intermediate_size", model.moe_intermediate_size),
+    ):
         if size % num_shards:
             raise _does_not_divide(model, num_shards, f"{size} {name}" if "heads" in name else f"{name}={size}")
     if model.num_kv_heads % num_shards and num_shards % model.num_kv_heads:
@@ -22,14 +26,19 @@ def shard_of(model: ModelConfig, num_shards: int) -> ModelConfig:
         num_heads=model.num_heads // num_shards,
         num_kv_heads=max(1, model.num_kv_heads // num_shards),
         intermediate_size=model.intermediate_size // num_shards,
+        moe_intermediate_size=model.moe_intermediate_size // num_shards,
         vocab_size=-(-model.vocab_size // num_shards),
     )
 
 
 def sizes_that_divide(model: ModelConfig, most: int = 64) -> list[int]:
     """Every tensor_parallel_size up to `most` that the model can be cut into."""
-    heads, kv_heads, width = model.num_heads, model.num_kv_heads, model.intermediate_size
-    divides = lambda n: not (heads % n or width % n or (kv_heads % n and n % kv_heads))  # noqa: E731
+    heads, kv_heads, widths = (
+        model.num_heads,
+        model.num_kv_heads,
+        (model.intermediate_size, model.moe_intermediate_size),
+    )
+    divides = lambda n: not (heads % n or any(w % n for w in widths) or (kv_heads % n and n % kv_heads))  # noqa: E731
     return [n for n in range(1, most + 1) if divides(n)]
 
 

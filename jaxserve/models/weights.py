@@ -63,7 +63,7 @@ def widened(loaded: LoadedModel) -> LoadedModel:
     For processors that multiply 16-bit floats only by widening them first: done once instead of
     every step, at the price of twice the weights' memory. Activations and keys keep their dtype.
     """
-    return replace(loaded, leaves=[_wide(leaf) if leaf.ndim == 2 else leaf for leaf in loaded.leaves])
+    return replace(loaded, leaves=[_wide(leaf) if leaf.ndim > 1 else leaf for leaf in loaded.leaves])
 
 
 def _wide(leaf: Any) -> Any:
@@ -141,7 +141,8 @@ def random_params(
         matrix = _random_matrix(jax.random.fold_in(key, i), whole[parameter].shape, leaf.dtype)
         if shards.axis is not None:
             starts = np.cumsum([0, *(cut.rows for cut in cuts[parameter])])
-            drawn = {cut.tensor: (matrix, int(start)) for cut, start in zip(cuts[parameter], starts, strict=False)}
+            rows = matrix.reshape(-1, matrix.shape[-1])
+            drawn = {cut.tensor: (rows, int(start)) for cut, start in zip(cuts[parameter], starts, strict=False)}
             matrix = place(axes[parameter], leaf.shape, partial(_cut_drawn, cuts[parameter], leaf, drawn))
         leaves.append(matrix)
     return LoadedModel(graphdef, leaves, treedef, list(axes.values()))
@@ -152,8 +153,8 @@ def _same_shard(value: np.ndarray, number: int) -> np.ndarray:
 
 
 @partial(jax.jit, static_argnums=(1, 2))
-def _random_matrix(key: jax.Array, shape: tuple[int, int], dtype: jnp.dtype) -> jax.Array:
-    bound = (3 / shape[1]) ** 0.5
+def _random_matrix(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    bound = (3 / shape[-1]) ** 0.5
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
@@ -196,8 +197,8 @@ def _cuts(config: ModelConfig, shards: Shards, axes: dict[str, tuple[str, ...]])
     _, abstract, _, _ = _abstract(config, shards)
     cuts: dict[str, list[Cut]] = {}
     for parameter, parts in whole.items():
-        is_cut = len(axes[parameter]) == 2 and axes[parameter][1] in _CUT_AXES and shards.size > 1
-        columns = abstract[parameter].shape[1] if is_cut else None
+        is_cut = len(axes[parameter]) > 1 and axes[parameter][-1] in _CUT_AXES and shards.size > 1
+        columns = abstract[parameter].shape[-1] if is_cut else None
         is_padded = axes[parameter][0] == "vocab"
         cuts[parameter] = [
             Cut(tensor, rows, own_rows, columns, shards.size, is_padded)
@@ -217,7 +218,7 @@ def _cut_drawn(
     cuts: list[Cut], leaf: jax.ShapeDtypeStruct, drawn: dict[str, tuple[jax.Array, int]], shard: int
 ) -> np.ndarray:
     """A shard of a matrix that was drawn whole, in the checkpoint's order of rows."""
-    out = np.zeros(leaf.shape, leaf.dtype)
+    out = np.zeros((math.prod(leaf.shape[:-1]), leaf.shape[-1]), leaf.dtype)
     start = 0
     for cut in cuts:
         matrix, first = drawn[cut.tensor]
@@ -226,7 +227,7 @@ def _cut_drawn(
             matrix[first + rows.start : first + rows.stop, cut.columns_of(shard)]
         )
         start += cut.own_rows
-    return out
+    return out.reshape(leaf.shape)
 
 
 def _abstract(
@@ -251,7 +252,7 @@ def _open_sources(
 ) -> dict[str, Any]:
     """Tensor name -> open file that holds it, once all names and shapes are as the model needs them."""
     expected = {
-        cut.tensor: (cut.rows, *whole[parameter].shape[1:]) for parameter, parts in cuts.items() for cut in parts
+        cut.tensor: (cut.rows, *whole[parameter].shape[1:][-1:]) for parameter, parts in cuts.items() for cut in parts
     }
     sources: dict[str, Any] = {}
     origin: dict[str, Path] = {}
@@ -294,20 +295,22 @@ def _is_redundant(tensor: str) -> bool:
 def _assemble(cuts: Sequence[Cut], leaf: jax.ShapeDtypeStruct, sources: dict[str, Any], shard: int) -> np.ndarray:
     """A shard of one parameter on the host: its parts of the checkpoint's tensors stacked by rows and cast.
 
-    Only those parts are read.
+    Experts lie one after another: a parameter of three axes is filled as the matrix of all their rows. Only those
+    parts are read.
     """
     if len(cuts) == 1 and cuts[0].num_shards == 1:
         tensor = cuts[0].tensor
         return sources[tensor].get_tensor(tensor).astype(leaf.dtype, copy=False)
-    stacked = np.zeros(leaf.shape, leaf.dtype)
+    is_vector = len(leaf.shape) == 1
+    stacked = np.zeros(leaf.shape if is_vector else (math.prod(leaf.shape[:-1]), leaf.shape[-1]), leaf.dtype)
     start = 0
     for cut in cuts:
         view, rows = sources[cut.tensor].get_slice(cut.tensor), cut.rows_of(shard)
         if rows.start < rows.stop:  # a slice of nothing is refused
-            part = view[rows] if len(leaf.shape) == 1 else view[rows, cut.columns_of(shard)]
+            part = view[rows] if is_vector else view[rows, cut.columns_of(shard)]
             stacked[start : start + rows.stop - rows.start] = part
         start += cut.own_rows
-    return stacked
+    return stacked.reshape(leaf.shape)
 
 
 def _some(names: list[str]) -> str:

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from jaxserve.core.config import ModelConfig, PoolConfig
+from jaxserve.layers.moe import MOST_TOKENS_OF_ALL
 
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1}
 
@@ -15,17 +16,24 @@ def dtype_bytes(dtype: str) -> int:
     return _DTYPE_BYTES[dtype]
 
 
-def layer_matrix_parameters(model: ModelConfig) -> int:
-    """Weights of one layer's matrices: each takes part in one multiplication and one addition a token."""
+def dense_matrix_parameters(model: ModelConfig) -> int:
+    """Weights of the layers' matrices that every token multiplies with: all but the experts."""
     width, heads = model.hidden_size, model.num_heads * model.head_dim
     qkv = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim * width
-    return qkv + heads * width + 3 * width * model.intermediate_size
+    num_sparse = sum(model.sparse_layers)
+    feed_forwards = (model.num_layers - num_sparse) * 3 * width * model.intermediate_size
+    return model.num_layers * (qkv + heads * width) + feed_forwards + num_sparse * model.num_experts * width
+
+
+def expert_parameters(model: ModelConfig) -> int:
+    """Weights of expert number i of every layer that has experts."""
+    return sum(model.sparse_layers) * 3 * model.hidden_size * model.moe_intermediate_size
 
 
 def num_matrix_parameters(model: ModelConfig) -> int:
     """Weights of all matrices, embedding and head included (once if tied)."""
-    tables = 1 if model.tie_word_embeddings else 2
-    return model.num_layers * layer_matrix_parameters(model) + tables * model.vocab_size * model.hidden_size
+    tables = (1 if model.tie_word_embeddings else 2) * model.vocab_size * model.hidden_size
+    return dense_matrix_parameters(model) + model.num_experts * expert_parameters(model) + tables
 
 
 def num_parameters(model: ModelConfig) -> int:
@@ -33,7 +41,7 @@ def num_parameters(model: ModelConfig) -> int:
     vectors = 2 * model.hidden_size  # norms
     vectors += (model.num_heads + 2 * model.num_kv_heads) * model.head_dim if model.qkv_bias else 0
     vectors += model.hidden_size if model.o_bias else 0
-    vectors += 2 * model.intermediate_size + model.hidden_size if model.mlp_bias else 0
+    vectors += 2 * model.intermediate_size + model.hidden_size if model.mlp_bias else 0  # no family has it and experts
     vectors += 2 * model.head_dim if model.qk_norm else 0
     return num_matrix_parameters(model) + model.num_layers * vectors + model.hidden_size
 
@@ -60,7 +68,19 @@ def step_bytes(model: ModelConfig, pool: PoolConfig, *, num_tokens: int, num_row
     activations = num_tokens * (4 * model.hidden_size + 3 * model.intermediate_size) * dtype_bytes(model.dtype)
     attention = num_tokens * model.num_heads * pool.head_dim * 4 * 3
     logits = max(num_rows, 64) * model.vocab_size * 4 * 3
-    return activations + attention + logits + num_rows * model.vocab_size * 9
+    experts = _expert_bytes(model, num_tokens)
+    return activations + attention + logits + experts + num_rows * model.vocab_size * 9
+
+
+def _expert_bytes(model: ModelConfig, num_tokens: int) -> int:
+    """Of a mixture of experts in the largest step: sums and the tables of who goes where, and in a small step all
+    experts' activations."""
+    if not model.num_experts:
+        return 0
+    tables = num_tokens * (4 * model.hidden_size + 20 * model.num_experts)
+    an_expert = 2 * model.hidden_size + 4 * model.moe_intermediate_size
+    all_experts = min(num_tokens, MOST_TOKENS_OF_ALL) * model.num_experts * an_expert * dtype_bytes(model.dtype)
+    return tables + all_experts
 
 
 def memory_in_use() -> tuple[int, int]:

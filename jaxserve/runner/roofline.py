@@ -2,7 +2,9 @@
 
 Kernels run one after another, each at its own limit: a step is the matrices' time plus attention's, each the larger
 of bytes / bandwidth and FLOP / rate. Launches, norms, sampling, the scheduler and everything else are not counted,
-so these are floors: predictions from shapes, never measurements.
+so these are floors: predictions from shapes, never measurements. Of a mixture of experts a token computes with those
+it picks, and a step reads as many as its tokens pick if all experts are as likely; real routers are less even and
+read fewer.
 """
 
 from collections import Counter
@@ -11,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxserve.core.config import ModelConfig, PoolConfig
-from jaxserve.runner.memory import dtype_bytes, layer_matrix_parameters
+from jaxserve.runner.memory import dense_matrix_parameters, dtype_bytes, expert_parameters
 from jaxserve.schedule.output import ScheduledRow, SchedulerOutput
 from sharding.targets.peaks import Peaks
 
@@ -74,7 +76,8 @@ class StepCosts:
 
     def __init__(self, model: ModelConfig, pool: PoolConfig, rates: Rates | None, *, itemsize: int) -> None:
         self.rates = rates
-        self._matrices = model.num_layers * layer_matrix_parameters(model)
+        self._model = model
+        self._used = matrices_used(model)
         self._head = _head_parameters(model)
         self._itemsize = itemsize
         self._kv_bytes, self._flops = _kv_bytes(model, pool), _attention_flops(model)
@@ -90,7 +93,8 @@ class StepCosts:
         chunks = rows[num_single:]
         num_sampled = num_single + sum(row.samples for row in chunks)
         cost.write_bytes = scheduled.num_tokens * self._num_layers * self._kv_bytes
-        cost.add(self._matrices * self._itemsize, 2 * self._matrices * scheduled.num_tokens, self.rates)
+        num_read = matrices_read(self._model, scheduled.num_tokens)
+        cost.add(num_read * self._itemsize, 2 * self._used * scheduled.num_tokens, self.rates)
         if num_sampled:
             cost.add(self._head * self._itemsize, 2 * self._head * num_sampled, self.rates)
         if num_single:
@@ -127,27 +131,42 @@ def decode_s(
 
     itemsize: bytes of a number of the matrices.
     """
-    matrices = model.num_layers * layer_matrix_parameters(model) + _head_parameters(model)
+    head = _head_parameters(model)
+    read, used = matrices_read(model, num_rows) + head, matrices_used(model) + head
     seen = sum(count * min(context_len, window or context_len) for window, count in _windows(model).items())
     kv_bytes = num_rows * seen * _kv_bytes(model, pool)
     attention = rates.time_s(kv_bytes, num_rows * seen * _attention_flops(model))
-    return rates.time_s(matrices * itemsize, 2 * matrices * num_rows) + attention
+    return rates.time_s(read * itemsize, 2 * used * num_rows) + attention
 
 
 def prefill_s(
     model: ModelConfig, pool: PoolConfig, rates: Rates, *, num_tokens: int, chunk: int, itemsize: int
 ) -> float:
     """Seconds from a prompt's start to its first token, alone, in chunks of at most `chunk` tokens."""
-    matrices, head = model.num_layers * layer_matrix_parameters(model), _head_parameters(model)
+    used, head = matrices_used(model), _head_parameters(model)
     total = rates.time_s(head * itemsize, 2 * head)  # the last token's logits alone
     for start in range(0, num_tokens, chunk):
         stop = min(start + chunk, num_tokens)
-        total += rates.time_s(matrices * itemsize, 2 * matrices * (stop - start))
+        read = matrices_read(model, stop - start)
+        total += rates.time_s(read * itemsize, 2 * used * (stop - start))
         for window, count in _windows(model).items():
             pairs = _pairs(stop, window) - _pairs(start, window)
             read = stop if window is None else min(stop, stop - start + window - 1)
             total += count * rates.time_s(read * _kv_bytes(model, pool), pairs * _attention_flops(model))
     return total
+
+
+def matrices_used(model: ModelConfig) -> int:
+    """Weights of the layers' matrices that one token is multiplied with."""
+    return dense_matrix_parameters(model) + model.num_experts_per_tok * expert_parameters(model)
+
+
+def matrices_read(model: ModelConfig, num_tokens: int) -> int:
+    """Weights of the layers' matrices that a step of so many tokens reads: of experts the expected number."""
+    if not model.num_experts:
+        return dense_matrix_parameters(model)
+    missed = (1 - model.num_experts_per_tok / model.num_experts) ** num_tokens
+    return dense_matrix_parameters(model) + round(model.num_experts * (1 - missed) * expert_parameters(model))
 
 
 def _windows(model: ModelConfig) -> Counter[int | None]:

@@ -58,7 +58,9 @@ def sizes_of(args: EngineArgs, model: ModelConfig, device: Device) -> Sizes:
     reserve = 0 if device.is_cpu else RESERVE_BYTES
     if args.compile_in_background and not device.is_cpu:
         # XLA's autotuner runs beside the steps: the largest product on buffers of its own, its results like a step's.
-        reserve += max(model.vocab_size, 2 * model.intermediate_size) * model.hidden_size * itemsize + needed
+        experts = 2 * model.num_experts * model.moe_intermediate_size
+        rows = max(model.vocab_size, 2 * model.intermediate_size, experts)
+        reserve += rows * model.hidden_size * itemsize + needed
     return Sizes(
         num_seqs=num_seqs,
         num_batched_tokens=budget,

@@ -16,6 +16,20 @@ GOLDENS = Path(__file__).parent / "goldens"
 _QWEN2: dict[str, Any] = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "rope_theta": 1e6}
 _QWEN3: dict[str, Any] = {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 32}
 _MISTRAL: dict[str, Any] = {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
+_MIXTRAL: dict[str, Any] = {
+    "architectures": ["MixtralForCausalLM"],
+    "model_type": "mixtral",
+    "num_local_experts": 8,
+    "intermediate_size": 48,
+    "rope_theta": 1e6,
+}
+_QWEN3_MOE: dict[str, Any] = {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
+    "num_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 24,
+}
 _LLAMA3_ROPE = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 _LONGROPE = {
     "type": "longrope",
@@ -101,6 +115,19 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "longrope_short": {"rope_scaling": {**_LONGROPE, "original_max_position_embeddings": 128}},
     "longrope_crossing": {"rope_scaling": {**_LONGROPE, "original_max_position_embeddings": 48}},
+    "mixtral": _MIXTRAL,
+    "mixtral_window_top3": {**_MIXTRAL, "num_experts_per_tok": 3, "num_local_experts": 5, "sliding_window": 20},
+    "qwen3_moe": {**_QWEN3_MOE, "norm_topk_prob": True, "head_dim": 32},
+    "qwen3_moe_some_dense": {
+        **_QWEN3_MOE,
+        "num_hidden_layers": 5,
+        "decoder_sparse_step": 2,
+        "mlp_only_layers": [1],
+        "norm_topk_prob": False,
+        "attention_bias": True,
+        "use_sliding_window": True,
+        "sliding_window": 24,
+    },
 }
 
 

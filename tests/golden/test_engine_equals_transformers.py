@@ -21,6 +21,8 @@ CASES = [
     "llama_linear",
     "llama_dynamic",
     "longrope_crossing",
+    "mixtral_window_top3",
+    "qwen3_moe_some_dense",
 ]
 TIE = 1e-5  # logits closer than this may rank either way; what follows is then another sequence
 

@@ -72,7 +72,7 @@ def test_greedy_tokens_and_logits_equal_transformers(case: str, make_tiny_checkp
 
 def test_the_cases_cover_every_family_and_rope_type() -> None:
     architectures = {case.get("architectures", ["LlamaForCausalLM"])[0] for case in CASES.values()}
-    assert len(architectures) == 4
+    assert len(architectures) == 6
     ropes = [case.get("rope_scaling") or case.get("rope_parameters") or {} for case in CASES.values()]
     types = {rope.get("rope_type", rope.get("type", "default")) for rope in ropes}
     assert types == {"default", "linear", "dynamic", "llama3", "yarn", "longrope"}

@@ -20,7 +20,24 @@ from jaxserve.runner.resolve import resolve
 
 @st.composite
 def models(draw: st.DrawFn, max_layers: int = 80) -> ModelConfig:
-    kv_heads = draw(st.integers(1, 8))
+    kv_heads, num_experts = draw(st.integers(1, 8)), draw(st.integers(0, 16))
+    model = _dense(draw, max_layers, kv_heads)
+    if not num_experts or model.mlp_bias:  # no family has both
+        return model
+    layers = draw(st.lists(st.booleans(), min_size=model.num_layers, max_size=model.num_layers))
+    if not any(layers):
+        return model
+    return replace(
+        model,
+        architecture=draw(st.sampled_from(["MixtralForCausalLM", "Qwen3MoeForCausalLM"])),
+        num_experts=num_experts,
+        num_experts_per_tok=draw(st.integers(1, num_experts)),
+        moe_intermediate_size=draw(st.integers(1, 5000)),
+        sparse_layers=tuple(layers),
+    )
+
+
+def _dense(draw: st.DrawFn, max_layers: int, kv_heads: int) -> ModelConfig:
     return ModelConfig(
         architecture="Qwen3ForCausalLM",
         vocab_size=draw(st.integers(2, 200_000)),

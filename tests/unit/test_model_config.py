@@ -177,3 +177,48 @@ def test_an_odd_layer_type_is_refused() -> None:
         family("Qwen2ForCausalLM", use_sliding_window=True, layer_types=["chunked_attention", "full_attention"])
     with pytest.raises(ConfigError, match="num_hidden_layers = 2"):
         family("Qwen2ForCausalLM", use_sliding_window=True, layer_types=["full_attention"])
+
+
+def moe(architecture: str, **overrides: Any) -> ModelConfig:
+    return family(architecture, **{"num_local_experts": 6, "num_experts_per_tok": 2} | overrides)
+
+
+def test_mixtral_has_experts_in_every_layer() -> None:
+    config = moe("MixtralForCausalLM", sliding_window=5)
+    assert (config.num_experts, config.num_experts_per_tok, config.moe_intermediate_size) == (6, 2, 128)
+    assert (config.norm_topk_prob, config.sparse_layers, config.sliding_windows) == (True, (True, True), (5, 5))
+    silent = family("MixtralForCausalLM")
+    assert (silent.num_experts, silent.num_experts_per_tok) == (8, 2)
+
+
+def test_qwen3_moe_may_have_dense_layers() -> None:
+    layers: dict[str, Any] = dict(num_hidden_layers=6, moe_intermediate_size=40, num_experts=9)
+    config = moe("Qwen3MoeForCausalLM", **layers)
+    assert (config.num_experts, config.moe_intermediate_size, config.norm_topk_prob) == (9, 40, False)
+    assert config.sparse_layers == (True,) * 6 and config.qk_norm and config.sliding_windows == (None,) * 6
+    some = moe("Qwen3MoeForCausalLM", **layers, decoder_sparse_step=2, mlp_only_layers=[3], norm_topk_prob=True)
+    assert some.sparse_layers == (False, True, False, False, False, True) and some.norm_topk_prob
+    window: dict[str, Any] = dict(use_sliding_window=True, sliding_window=7)
+    assert moe("Qwen3MoeForCausalLM", **window).sliding_windows == (7, 7)
+
+
+def test_without_sparse_layers_there_are_no_experts() -> None:
+    for overrides in ({"mlp_only_layers": [0, 1]}, {"num_experts": 0}, {"decoder_sparse_step": 3}):
+        config = moe("Qwen3MoeForCausalLM", **overrides)
+        assert (config.num_experts, config.sparse_layers) == (0, ())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"num_experts_per_tok": 7}, "num_experts_per_tok is 7; it must be at most num_local_experts, 6"),
+        ({"num_experts_per_tok": 0}, "num_experts_per_tok is 0"),
+        ({"mlp_only_layers": [2]}, r"mlp_only_layers is 2; it must be 0 to 1"),
+        ({"mlp_only_layers": 1}, "mlp_only_layers is 1; it must be a list"),
+        ({"decoder_sparse_step": 0}, "decoder_sparse_step is 0"),
+        ({"norm_topk_prob": "yes"}, "norm_topk_prob is 'yes'"),
+    ],
+)
+def test_faults_of_experts_are_named(overrides: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        moe("Qwen3MoeForCausalLM", **overrides)

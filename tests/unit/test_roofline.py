@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxserve.core.config import ModelConfig, PoolConfig
-from jaxserve.runner.roofline import Rates, StepCost, StepCosts, decode_s, prefill_s
+from jaxserve.runner.memory import num_parameters
+from jaxserve.runner.roofline import Rates, StepCost, StepCosts, decode_s, matrices_read, matrices_used, prefill_s
 from jaxserve.schedule.output import ScheduledRow, SchedulerOutput
 
 LLAMA_8B = ModelConfig(
@@ -154,3 +155,44 @@ def test_a_kernel_counts_for_what_limits_it() -> None:
     cost.add(8, 4, Rates(2.0, 4.0))
     cost.add(8, 100, Rates(2.0, 4.0))
     assert (cost.memory_s, cost.compute_s, cost.floor_s) == (4.0, 25.0, 29.0)
+
+
+QWEN3_30B_A3B = replace(
+    LLAMA_8B,
+    architecture="Qwen3MoeForCausalLM",
+    vocab_size=151936,
+    hidden_size=2048,
+    num_layers=48,
+    num_kv_heads=4,
+    intermediate_size=6144,
+    qk_norm=True,
+    num_experts=128,
+    num_experts_per_tok=8,
+    moe_intermediate_size=768,
+    sparse_layers=(True,) * 48,
+)
+
+
+def test_of_experts_those_that_are_picked_are_computed_and_read() -> None:
+    assert num_parameters(QWEN3_30B_A3B) == 30_532_122_624  # as its model card says, 30.5 billion
+    attention_and_router = 48 * (2048 * (40 + 32) * 128 + 128 * 2048)
+    an_expert = 48 * 3 * 2048 * 768
+    assert matrices_used(QWEN3_30B_A3B) == attention_and_router + 8 * an_expert
+    assert matrices_read(QWEN3_30B_A3B, 1) == attention_and_router + 8 * an_expert
+    assert matrices_read(QWEN3_30B_A3B, 2) == attention_and_router + int(15.5 * an_expert)  # half of one is shared
+    assert matrices_read(QWEN3_30B_A3B, 10_000) == attention_and_router + 128 * an_expert
+
+
+def test_layers_without_experts_count_as_dense_ones() -> None:
+    model = replace(QWEN3_30B_A3B, sparse_layers=(True,) * 47 + (False,))
+    more = 3 * 2048 * 6144 - 128 * 3 * 2048 * 768 - 128 * 2048
+    assert num_parameters(model) - num_parameters(QWEN3_30B_A3B) == more
+
+
+@pytest.mark.parametrize("rates", [H200, MEMORY_ONLY, COMPUTE_ONLY])
+def test_a_step_with_experts_costs_what_plans_say(rates: Rates) -> None:
+    costs = StepCosts(QWEN3_30B_A3B, POOL, rates, itemsize=2)
+    decode = decode_s(QWEN3_30B_A3B, POOL, rates, num_rows=5, context_len=50, itemsize=2)
+    prefill = prefill_s(QWEN3_30B_A3B, POOL, rates, num_tokens=40, chunk=100, itemsize=2)
+    assert costs.of(a_step([(49, 1)] * 5)).floor_s >= decode * (1 - 1e-9)
+    assert costs.of(a_step([(0, 40)])).floor_s == pytest.approx(prefill)

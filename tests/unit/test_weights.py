@@ -4,7 +4,9 @@ import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from jaxserve.core.checkpoint import load_model_config
 from jaxserve.core.config import ModelConfig
 from jaxserve.core.errors import CheckpointError, ConfigError
+from jaxserve.layers.shards import Shards
 from jaxserve.models.llama import Llama
 from jaxserve.models.registry import model_class
 from jaxserve.models.weights import load_params
@@ -54,6 +57,54 @@ def test_every_tensor_lands_in_its_place(make_tiny_checkpoint: Make) -> None:
             )
         norm = tensors[f"model.layers.{i}.post_attention_layernorm.weight"]
         np.testing.assert_array_equal(layer.feed_forward_norm.weight[...], norm)
+
+
+@pytest.mark.parametrize(
+    ("family", "block", "names"),
+    [
+        ("mixtral", "block_sparse_moe", ("w1", "w3", "w2")),
+        ("qwen3_moe", "mlp", ("gate_proj", "up_proj", "down_proj")),
+    ],
+)
+def test_experts_lie_in_a_row(make_tiny_checkpoint: Make, family: str, block: str, names: tuple[str, ...]) -> None:
+    architecture = {"mixtral": "MixtralForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM"}[family]
+    sizes: dict[str, Any] = dict(num_local_experts=3, num_experts=3, num_experts_per_tok=2, moe_intermediate_size=128)
+    path = make_tiny_checkpoint(architectures=[architecture], model_type=family, **sizes)
+    tensors, layer = load_file(path / "model.safetensors"), load(path).layers[1].feed_forward
+    prefix = f"model.layers.1.{block}."
+    np.testing.assert_array_equal(layer.router.weight[...], tensors[prefix + "gate.weight"])
+    for e in range(3):
+        gate, up, down = (tensors[f"{prefix}experts.{e}.{name}.weight"] for name in names)
+        np.testing.assert_array_equal(layer.experts.gate_up[...][e], np.concatenate([gate, up]))
+        np.testing.assert_array_equal(layer.experts.down[...][e], down)
+    rewrite(path, lambda tensors: tensors.update({f"{prefix}experts.2.{names[2]}.weight": np.ones((128, 64))}))
+    with pytest.raises(CheckpointError, match=rf"experts\.2\.{names[2]}\.weight has shape \[128, 64\]"):
+        load(path)
+
+
+@pytest.mark.parametrize("family", ["MixtralForCausalLM", "Qwen3MoeForCausalLM"])
+def test_a_shard_has_its_part_of_every_expert(make_tiny_checkpoint: Make, family: str) -> None:
+    sizes: dict[str, Any] = dict(num_local_experts=3, num_experts=3, num_experts_per_tok=2, moe_intermediate_size=48)
+    model_type = "mixtral" if family.startswith("Mixtral") else "qwen3_moe"
+    path = make_tiny_checkpoint(architectures=[family], model_type=model_type, intermediate_size=48, **sizes)
+    config, parts = load_model_config(path), []
+
+    def keep(axes: tuple[str, ...], shape: tuple[int, ...], make_shard: Callable[[int], np.ndarray]) -> jax.Array:
+        shards = [make_shard(number) for number in range(2)]
+        assert all(shard.shape == shape for shard in shards)
+        parts.append((axes, shards))
+        return jnp.asarray(shards[0])
+
+    whole = load_params(config, path)
+    load_params(config, path, shards=Shards("tensor", 2), place=keep)
+    found = {axes: shards for axes, shards in parts if "ff" in axes and len(axes) == 3}
+    layer = whole.merge(whole.leaves).layers[1].feed_forward
+    gate, up = np.split(np.asarray(layer.experts.gate_up[...]), 2, axis=1)
+    halves = [np.concatenate([half[:, 24 * i : 24 * (i + 1)] for half in (gate, up)], axis=1) for i in range(2)]
+    for got, want in zip(found["experts", "ff", "embed"], halves, strict=True):
+        np.testing.assert_array_equal(got, want)
+    down = np.concatenate(found["experts", "embed", "ff"], axis=2)
+    np.testing.assert_array_equal(down, layer.experts.down[...])
 
 
 def test_shards_and_dtypes_give_the_same_model(make_tiny_checkpoint: Make) -> None:
