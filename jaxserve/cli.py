@@ -1,4 +1,4 @@
-"""The command line: `jaxserve serve`, `chat`, `generate`, `plan`, `compile` and `bench`.
+"""The command line: `jaxserve serve`, `chat`, `generate`, `plan`, `compile`, `convert` and `bench`.
 
 Nothing heavy is imported before a command really starts: --help answers at once.
 """
@@ -139,6 +139,25 @@ def compile(argv: Sequence[str]) -> int:
     return 0
 
 
+def convert(argv: Sequence[str]) -> int:
+    """Write a model as a checkpoint of jaxserve's own layout, which loads onto any number of devices."""
+    parser = _parser("convert", convert)
+    parser.add_argument("model_tag", metavar="MODEL", help="checkpoint directory or hub id")
+    parser.add_argument("output", metavar="OUT", help="the directory to make; it must not exist")
+    parser.add_argument("--dtype", default="auto", help="float32, bfloat16 or float16; auto keeps the checkpoint's own")
+    parser.add_argument("--revision", metavar="NAME", help="branch, tag or commit on the hub")
+    given = parser.parse(argv)
+    _start_log(logging.WARNING)
+    import jax
+
+    from jaxserve.convert import convert as convert_checkpoint
+
+    jax.config.update("jax_platforms", "cpu")  # or a GPU's memory would be claimed for nothing
+    written = convert_checkpoint(given["model_tag"], Path(given["output"]), given["dtype"], given.get("revision"), _say)
+    print(f"{written.path}: {written.num_parameters} arrays of {written.dtype}, {written.num_bytes / 1e6:.1f} MB")
+    return 0
+
+
 def bench(argv: Sequence[str]) -> int:
     """Measure: latency, throughput, serve, startup, kernels."""
     _start_log(logging.WARNING)
@@ -151,6 +170,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "generate": generate,
     "plan": plan,
     "compile": compile,
+    "convert": convert,
     "bench": bench,
 }
 

@@ -30,9 +30,12 @@ logger = logging.getLogger(__name__)
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+CONVERTED_FILE = "jaxserve_checkpoint.json"
+"""What marks a directory that `jaxserve convert` wrote, and says what is in it."""
 _MAX_JSON_BYTES = 64 << 20
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _TEXT_PATTERNS = ["*.json", "*.jinja", "*.model", "*.txt"]
+_LICENSE_PATTERNS = ["LICENSE*", "NOTICE*"]
 
 
 def resolve_model_path(model: str, revision: str | None = None, *, with_weights: bool = True) -> Path:
@@ -115,6 +118,17 @@ def weight_files(path: Path) -> list[Path]:
             "or use load_format dummy for random weights."
         )
     return [_inside(path, name) for name in names]
+
+
+def is_converted(path: Path) -> bool:
+    """Whether `jaxserve convert` wrote this checkpoint: its weights are an Orbax checkpoint of our own layout."""
+    return (path / CONVERTED_FILE).exists()
+
+
+def text_files(path: Path) -> list[Path]:
+    """The files of a checkpoint that are no weights: config, tokenizer, chat template, license."""
+    names = {file.name for pattern in [*_TEXT_PATTERNS, *_LICENSE_PATTERNS] for file in path.glob(pattern)}
+    return [_inside(path, name) for name in sorted(names - {INDEX_FILE, CONVERTED_FILE}) if (path / name).is_file()]
 
 
 def read_weight_map(path: Path) -> dict[str, str]:

@@ -193,7 +193,11 @@ class EngineArgs:
     revision: str | None = arg(None, "Branch, tag or commit on the hub.", "model")
     served_model_name: str | None = arg(None, "Name clients use; the model's name if unset.", "model")
     dtype: str = arg("auto", "auto, float32, bfloat16 or float16; auto takes the checkpoint's.", "model")
-    load_format: str = arg("auto", "auto or safetensors reads the checkpoint; dummy makes random weights.", "model")
+    load_format: str = arg(
+        "auto",
+        "auto reads what the checkpoint holds, safetensors or orbax (`jaxserve convert`); dummy makes random weights.",
+        "model",
+    )
     max_model_len: int | str = arg(
         "auto", "Prompt plus output tokens of a request; auto takes the longest that fits.", "model"
     )

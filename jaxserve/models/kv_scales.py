@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from jaxserve.core.checkpoint import weight_files
+from jaxserve.core.checkpoint import is_converted, weight_files
 from jaxserve.core.config import ModelConfig
 from jaxserve.core.errors import CheckpointError
 from jaxserve.models.tensors import FLOAT_DTYPES, open_tensors
+
+KV_SCALES_FILE = "kv_scales.safetensors"
+"""Where a converted checkpoint keeps its scales, if it has any."""
 
 type FloatArray = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
 
@@ -36,7 +39,7 @@ def load_kv_scales(config: ModelConfig, path: Path) -> FloatArray | None:
     """
     scales_L2K = np.full((config.num_layers, 2, config.num_kv_heads), np.nan, np.float32)
     with ExitStack() as stack:
-        for file in weight_files(path):
+        for file in _scale_files(path):
             handle = open_tensors(stack, file)
             names: list[str] = handle.keys()
             for tensor in names:
@@ -45,6 +48,21 @@ def load_kv_scales(config: ModelConfig, path: Path) -> FloatArray | None:
     if np.isnan(scales_L2K).all():
         return None
     return np.where(np.isnan(scales_L2K), np.float32(1), scales_L2K)
+
+
+def kv_scale_tensors(scales_L2K: FloatArray) -> dict[str, FloatArray]:
+    """Scales under the names that `load_kv_scales` reads."""
+    return {
+        f"model.layers.{layer}.self_attn.attn.{side}_scale": np.ascontiguousarray(scales_2K[i])
+        for layer, scales_2K in enumerate(scales_L2K)
+        for i, side in enumerate("kv")
+    }
+
+
+def _scale_files(path: Path) -> list[Path]:
+    if not is_converted(path):
+        return weight_files(path)
+    return [path / KV_SCALES_FILE] if (path / KV_SCALES_FILE).exists() else []
 
 
 def _place(tensor: str) -> tuple[int, str] | None:

@@ -1,4 +1,4 @@
-"""Weights of a model: streamed from safetensors into place, or made at random on the device.
+"""Weights of a model: streamed from a checkpoint into place, or made at random on the device.
 
 Everything is checked from the files' headers before a byte of weights is read. One parameter at
 a time is assembled on the host (its fused parts stacked, cast to the model's dtype), so host
@@ -19,7 +19,7 @@ import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
-from jaxserve.core.checkpoint import weight_files
+from jaxserve.core.checkpoint import is_converted, weight_files
 from jaxserve.core.config import ModelConfig
 from jaxserve.core.errors import CheckpointError, ConfigError
 from jaxserve.layers.shards import WHOLE, Shards
@@ -29,7 +29,7 @@ from jaxserve.models.registry import model_class
 from jaxserve.models.shard import shard_of
 from jaxserve.models.tensors import FLOAT_DTYPES, open_tensors
 
-LOAD_FORMATS = ("auto", "safetensors", "dummy")
+LOAD_FORMATS = ("auto", "safetensors", "orbax", "dummy")
 _QUIET_BYTES = 256 << 20  # smaller checkpoints load in a moment: no progress bar unless on a terminal
 
 
@@ -90,8 +90,9 @@ def load_params(
 ) -> LoadedModel:
     """The model of `config` with the weights of the checkpoint in `path`, on the default device or where place puts it.
 
-    load_format: "auto" or "safetensors" read the files, of each only the parts that the shards here have; "dummy"
-    ignores `path` and draws from `seed`, the same numbers for any number of shards.
+    load_format: "safetensors" or "orbax" (what `jaxserve convert` writes) read the files, of each only the parts that
+    the shards here have, "auto" whichever of the two there is; "dummy" ignores `path` and draws from `seed`, the same
+    numbers for any number of shards.
     Raises CheckpointError naming the tensor and file at fault, what was expected and what was found.
     """
     if load_format not in LOAD_FORMATS:
@@ -101,14 +102,21 @@ def load_params(
     graphdef, abstract, treedef, axes = _abstract(config, shards)
     cuts = _cuts(config, shards, axes)
     with ExitStack() as stack:
-        sources = _open_sources(stack, weight_files(path), cuts, _abstract(config)[1])
+        if load_format == "orbax" or (load_format == "auto" and is_converted(path)):
+            # Only here: TensorStore need not be loaded for what is no such checkpoint.
+            from jaxserve.models.converted import open_arrays
+
+            stored = open_arrays(path, _abstract(config)[1])
+            makers = {name: partial(_cut_whole, cuts[name], leaf, stored[name]) for name, leaf in abstract.items()}
+        else:
+            sources = _open_sources(stack, weight_files(path), cuts, _abstract(config)[1])
+            makers = {name: partial(_assemble, cuts[name], leaf, sources) for name, leaf in abstract.items()}
         total = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in abstract.values()) * shards.size
         disable = None if total < _QUIET_BYTES else False
         with tqdm(total=total, desc="Loading weights", unit="B", unit_scale=True, disable=disable) as bar:
             leaves: list[jax.Array] = []
             for parameter, leaf in abstract.items():
-                make = partial(_assemble, cuts[parameter], leaf, sources)
-                leaves.append(place(axes[parameter], leaf.shape, make))
+                leaves.append(place(axes[parameter], leaf.shape, makers[parameter]))
                 bar.update(leaves[-1].nbytes)
     return LoadedModel(graphdef, leaves, treedef, list(axes.values()))
 
@@ -121,6 +129,11 @@ def abstract_params(config: ModelConfig, shards: Shards = WHOLE) -> LoadedModel:
         for name, leaf in abstract.items()
     ]
     return LoadedModel(graphdef, leaves, treedef, list(axes.values()))
+
+
+def parameter_names(config: ModelConfig) -> list[str]:
+    """Paths of the parameters, in the order of `LoadedModel.leaves`."""
+    return list(_abstract(config)[1])
 
 
 def random_params(
@@ -140,10 +153,8 @@ def random_params(
             continue
         matrix = _random_matrix(jax.random.fold_in(key, i), whole[parameter].shape, leaf.dtype)
         if shards.axis is not None:
-            starts = np.cumsum([0, *(cut.rows for cut in cuts[parameter])])
             rows = matrix.reshape(-1, matrix.shape[-1])
-            drawn = {cut.tensor: (rows, int(start)) for cut, start in zip(cuts[parameter], starts, strict=False)}
-            matrix = place(axes[parameter], leaf.shape, partial(_cut_drawn, cuts[parameter], leaf, drawn))
+            matrix = place(axes[parameter], leaf.shape, partial(_cut_whole, cuts[parameter], leaf, rows))
         leaves.append(matrix)
     return LoadedModel(graphdef, leaves, treedef, list(axes.values()))
 
@@ -214,20 +225,28 @@ def _whole_shape(shape: tuple[int, ...], axes: tuple[str, ...], shards: Shards) 
     return tuple(size * (shards.size if axis in _CUT_AXES else 1) for size, axis in zip(shape, axes, strict=True))
 
 
-def _cut_drawn(
-    cuts: list[Cut], leaf: jax.ShapeDtypeStruct, drawn: dict[str, tuple[jax.Array, int]], shard: int
-) -> np.ndarray:
-    """A shard of a matrix that was drawn whole, in the checkpoint's order of rows."""
-    out = np.zeros((math.prod(leaf.shape[:-1]), leaf.shape[-1]), leaf.dtype)
-    start = 0
+def _cut_whole(cuts: Sequence[Cut], leaf: jax.ShapeDtypeStruct, whole: Any, shard: int) -> np.ndarray:
+    """A shard of a parameter that exists whole, the rows of its parts one after another (experts' too).
+
+    whole: anything that slices give arrays of; only what the shard has is asked for.
+    """
+    if cuts[0].num_shards == 1:
+        return np.asarray(whole[:]).astype(leaf.dtype, copy=False).reshape(leaf.shape)
+    out = _rows_of(leaf)
+    start = first = 0
     for cut in cuts:
-        matrix, first = drawn[cut.tensor]
         rows = cut.rows_of(shard)
-        out[start : start + rows.stop - rows.start] = np.asarray(
-            matrix[first + rows.start : first + rows.stop, cut.columns_of(shard)]
-        )
-        start += cut.own_rows
+        if rows.start < rows.stop:
+            picked = slice(first + rows.start, first + rows.stop)
+            part = whole[picked] if out.ndim == 1 else whole[picked, cut.columns_of(shard)]
+            out[start : start + rows.stop - rows.start] = np.asarray(part)
+        start, first = start + cut.own_rows, first + cut.rows
     return out.reshape(leaf.shape)
+
+
+def _rows_of(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+    """Zeros for a vector or a matrix; for stacked matrices, the matrix of all their rows."""
+    return np.zeros(leaf.shape if len(leaf.shape) == 1 else (math.prod(leaf.shape[:-1]), leaf.shape[-1]), leaf.dtype)
 
 
 def _abstract(
@@ -301,13 +320,12 @@ def _assemble(cuts: Sequence[Cut], leaf: jax.ShapeDtypeStruct, sources: dict[str
     if len(cuts) == 1 and cuts[0].num_shards == 1:
         tensor = cuts[0].tensor
         return sources[tensor].get_tensor(tensor).astype(leaf.dtype, copy=False)
-    is_vector = len(leaf.shape) == 1
-    stacked = np.zeros(leaf.shape if is_vector else (math.prod(leaf.shape[:-1]), leaf.shape[-1]), leaf.dtype)
+    stacked = _rows_of(leaf)
     start = 0
     for cut in cuts:
         view, rows = sources[cut.tensor].get_slice(cut.tensor), cut.rows_of(shard)
         if rows.start < rows.stop:  # a slice of nothing is refused
-            part = view[rows] if is_vector else view[rows, cut.columns_of(shard)]
+            part = view[rows] if stacked.ndim == 1 else view[rows, cut.columns_of(shard)]
             stacked[start : start + rows.stop - rows.start] = part
         start += cut.own_rows
     return stacked.reshape(leaf.shape)

@@ -231,7 +231,7 @@ def test_dummy_weights_come_from_the_seed(tiny_checkpoint: Path) -> None:
 
 
 def test_an_unknown_load_format_is_refused(tiny_checkpoint: Path) -> None:
-    with pytest.raises(ConfigError, match=r"'pickle'.*auto, safetensors, dummy"):
+    with pytest.raises(ConfigError, match=r"'pickle'.*auto, safetensors, orbax, dummy"):
         load_params(load_model_config(tiny_checkpoint), tiny_checkpoint, "pickle")
 
 
