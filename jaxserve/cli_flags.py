@@ -63,7 +63,7 @@ def add_flags(parser: Parser, *kinds: type) -> None:
             action["action"] = "append" if _is(one, list) else "store"
             if one.metadata.get("several"):  # several values after one flag, as well as the flag several times
                 action |= {"action": "extend", "nargs": "+"}
-        groups[title].add_argument(*[f"--{name.replace('_', '-')}" for name in _names(one)], **action)
+        groups[title].add_argument(*_spellings(one), **action)
 
 
 def gather(given: Mapping[str, Any], *kinds: type) -> dict[str, Any]:
@@ -94,6 +94,12 @@ def _flag_fields(kinds: Iterable[type]) -> list[Field[Any]]:
 
 def _names(one: Field[Any]) -> tuple[str, ...]:
     return (one.name, *one.metadata.get("aliases", ()))
+
+
+def _spellings(one: Field[Any]) -> list[str]:
+    """As the flag is written: --field-name, its aliases, and -short."""
+    short = one.metadata.get("short")
+    return [f"--{name.replace('_', '-')}" for name in _names(one)] + ([f"-{short}"] if short else [])
 
 
 def _members(one: Field[Any]) -> tuple[Any, ...]:

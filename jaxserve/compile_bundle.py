@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from jaxserve.runner.bundle import Bundle, serialize, write_bundle
 from jaxserve.runner.compile_cache import autotune_options, disable_compile_cache
 from jaxserve.runner.compiling import ProgramMaker, compile_program
 from jaxserve.runner.device import claim_device
+from jaxserve.runner.layout import make_layout
 from jaxserve.runner.programs import Program
 from jaxserve.runner.resolve import describe
 from jaxserve.runner.startup import configure, kv_scales_of, list_programs, whole_key
@@ -40,7 +42,8 @@ def compile_bundle(args: EngineArgs, output: Path, progress: Callable[[str], Non
     progress(f"{config.model.architecture} in {config.model.dtype} on {device.kind}")
     progress(describe(config))
     has_kv_scales = kv_scales_of(config, progress) is not None
-    _, programs = list_programs(config, device, has_kv_scales=has_kv_scales)
+    layout = make_layout(config)
+    _, programs = list_programs(config, device, layout, has_kv_scales=has_kv_scales)
     contents: dict[str, bytes] = {}
     lock = threading.Lock()
 
@@ -57,7 +60,8 @@ def compile_bundle(args: EngineArgs, output: Path, progress: Callable[[str], Non
     _make(programs, compile_one, keep, lambda done, all: progress(f"compiled {done}/{all} programs"))
     ordered = {program.name: contents[program.name] for program in programs}
     fingerprint = write_bundle(output, whole_key(config, device, has_kv_scales=has_kv_scales), ordered)
-    _make(programs, Bundle(output, fingerprint).load, lambda program, loaded: None, lambda done, all: None)
+    load = partial(Bundle(output, fingerprint).load, devices=layout.devices)
+    _make(programs, load, lambda program, loaded: None, lambda done, all: None)
     return Written(output, fingerprint, len(programs), output.stat().st_size)
 
 

@@ -12,6 +12,7 @@ from jaxserve.core.checkpoint import load_model_config, resolve_model_path
 from jaxserve.core.config import EngineArgs, EngineConfig, ModelConfig, PlanArgs
 from jaxserve.core.errors import ConfigError
 from jaxserve.demo import demo_checkpoint
+from jaxserve.models.shard import shard_of
 from jaxserve.runner.device import Device, check_memory_share, this_cpu
 from jaxserve.runner.memory import format_bytes, num_parameters
 from jaxserve.runner.resolve import resolve
@@ -58,6 +59,7 @@ class Plan:
     """What an engine would have. Tokens unless the name says otherwise.
 
     longest_context: the largest max_model_len that fits. num_full_requests: of max_model_len that the pool holds.
+    num_devices: that the model is cut over; memory is of one of them.
     num_requests: that run together at context_len tokens each. decode and prompts are empty where the device's
     rates are unknown; is_floor: they assume the whole of them.
     """
@@ -67,6 +69,7 @@ class Plan:
     dtype: str
     num_parameters: int
     device: Peaks
+    num_devices: int
     bandwidth_efficiency: float
     compute_efficiency: float
     is_floor: bool
@@ -102,6 +105,7 @@ def plan_model(plan_args: PlanArgs, args: EngineArgs, model: ModelConfig, path: 
     """`make_plan` of a config that was read already."""
     peaks, device = planned_device(plan_args.device, args.gpu_memory_utilization)
     config = resolve(args, model, path, device)
+    device = device.one_of(args.tensor_parallel_size)
     sizes = sizes_of(args, model, device)
     longest = resolve(replace(args, max_model_len="auto"), model, path, device).scheduler.max_model_len
     num_tokens = config.cache.num_pages * config.cache.page_size
@@ -110,12 +114,14 @@ def plan_model(plan_args: PlanArgs, args: EngineArgs, model: ModelConfig, path: 
     num_requests = min(config.scheduler.max_num_seqs, config.cache.num_pages // pages)
     rates = _rates(peaks, model.dtype, plan_args)
     itemsize = matrix_itemsize(model, device)
+    own = replace(config, model=shard_of(model, args.tensor_parallel_size))
     return Plan(
         model=args.model or str(path),
         architecture=model.architecture,
         dtype=model.dtype,
         num_parameters=num_parameters(model),
         device=peaks,
+        num_devices=args.tensor_parallel_size,
         bandwidth_efficiency=plan_args.bandwidth_efficiency,
         compute_efficiency=plan_args.compute_efficiency,
         is_floor=plan_args.bandwidth_efficiency == plan_args.compute_efficiency == 1,
@@ -132,8 +138,8 @@ def plan_model(plan_args: PlanArgs, args: EngineArgs, model: ModelConfig, path: 
         num_full_requests=num_tokens / config.scheduler.max_model_len,
         context_len=context_len,
         num_requests=num_requests,
-        decode=() if rates is None else _decode(config, rates, context_len, num_requests, itemsize),
-        prompts=() if rates is None else _prompts(config, rates, itemsize),
+        decode=() if rates is None else _decode(own, rates, context_len, num_requests, itemsize),
+        prompts=() if rates is None else _prompts(own, rates, itemsize),
     )
 
 
@@ -211,10 +217,11 @@ def _prompts(config: EngineConfig, rates: Rates, itemsize: int) -> tuple[PromptP
 def format_plan(plan: Plan) -> str:
     """The plan as short aligned tables for a terminal."""
     memory = plan.memory
+    each = "" if plan.num_devices == 1 else f" on each of {plan.num_devices}: what follows is of one"
     usable = "unknown" if memory.usable is None else format_bytes(memory.usable)
     rows = [
         ("model", f"{plan.model}: {plan.architecture}, {_count(plan.num_parameters)} parameters in {plan.dtype}"),
-        ("device", f"{plan.device.kind}, {usable} to use"),
+        ("device", f"{plan.device.kind}, {usable} to use{each}"),
         ("fits", "yes"),
         ("", ""),
         ("weights", format_bytes(memory.weights)),
@@ -239,6 +246,7 @@ def _speed_lines(plan: Plan) -> list[str]:
     if not plan.decode:
         return ["speed: not predicted, as the device's rates are unknown: --device cpu,bandwidth=40GB/s,tflops=0.5"]
     what = "floor" if plan.is_floor else "estimate"
+    what += ", sums over devices not counted" if plan.num_devices > 1 else ""
     shares = f" at {plan.bandwidth_efficiency:.0%} of the bandwidth and {plan.compute_efficiency:.0%} of the rate"
     lines = [
         f"Predicted from shapes ({what}{'' if plan.is_floor else shares}), not measured:",

@@ -13,7 +13,8 @@ from jaxserve.core.errors import ConfigError
 
 
 def arg(default: Any, help: str, group: str, **extra: Any) -> Any:
-    """A field with what its command-line flag needs: help text, group of the --help page, aliases."""
+    """A field with what its command-line flag needs: help text, group of the --help page, aliases, and `short`: its
+    name after a single dash."""
     factory = extra.pop("factory", None)
     metadata = {"help": help, "group": group, **extra}
     if factory is not None:
@@ -236,7 +237,7 @@ class EngineArgs:
     async_scheduling: bool = arg(
         True, "Dispatch the next step before the last one's tokens are read; no output depends on it.", "scheduler"
     )
-    tensor_parallel_size: int = arg(1, "Devices that each layer of the model is cut over.", "parallel", aliases=("tp",))
+    tensor_parallel_size: int = arg(1, "Devices that each layer of the model is cut over.", "parallel", short="tp")
     max_logprobs: int = arg(
         20, "The most log probabilities a request may ask for; -1 for the whole vocabulary.", "sampling"
     )

@@ -16,6 +16,7 @@ from jaxserve.models.weights import LoadedModel, load_params, widened
 from jaxserve.runner.compile_cache import CompileCounter, enable_compile_cache
 from jaxserve.runner.device import Device, claim_device
 from jaxserve.runner.heap import release_heap, settle_heap
+from jaxserve.runner.layout import Layout, make_layout
 from jaxserve.runner.memory import memory_in_use
 from jaxserve.runner.meter import StepMeter, step_costs
 from jaxserve.runner.model_runner import InFlight, ModelRunner, StepFailedError
@@ -41,26 +42,29 @@ class EngineCore:
         enable_compile_cache(args.compilation_cache_dir)
         self._compiles = CompileCounter()
         self.config, bundle = configure(args, device, progress)
-        progress(f"{self.config.model.architecture} in {self.config.model.dtype} on {device.kind}")
+        devices = _devices(self.config, device.kind)
+        progress(f"{self.config.model.architecture} in {self.config.model.dtype} on {devices}")
         progress(describe(self.config))
         costs = step_costs(self.config, device, args.device_peaks)
         self._meter = StepMeter(costs)
+        layout = make_layout(self.config)
         scales_L2K = kv_scales_of(self.config, progress)
         configured = time.monotonic()
         steps, self._maker = start_making(
             self.config,
             device,
             bundle,
+            layout,
             has_kv_scales=scales_L2K is not None,
             in_background=args.compile_in_background,
         )
         try:
-            loaded = self._load_weights(device, progress)
+            loaded = self._load_weights(device, layout, progress)
             weights_loaded = time.monotonic()
             verb = "compiled" if bundle is None else "loaded"
             self._maker.wait(lambda done, needed: progress(f"{verb} {done}/{needed} programs"))
             compiled = time.monotonic()
-            self.runner = ModelRunner(self.config, loaded, steps, scales_L2K)
+            self.runner = ModelRunner(self.config, loaded, steps, scales_L2K, waits=layout.waits)
         except BaseException:
             self._maker.stop()
             raise
@@ -77,7 +81,7 @@ class EngineCore:
             "compile": compiled - weights_loaded,
             "capture": time.monotonic() - compiled,
         }
-        self.info = engine_info(self.config, device.kind, times, costs.rates)
+        self.info = engine_info(self.config, devices, times, costs.rates)
         self._compiles_at_start = self._compiles.count
         self.info.num_compilations = self._compiles.count + self._compiles.in_threads
         self.info.num_pending_programs = self._maker.num_pending
@@ -91,9 +95,10 @@ class EngineCore:
         self._num_steps = self._num_step_tokens = self._num_corrupted = 0
         settle_heap()
 
-    def _load_weights(self, device: Device, progress: Callable[[str], None]) -> LoadedModel:
+    def _load_weights(self, device: Device, layout: Layout, progress: Callable[[str], None]) -> LoadedModel:
         config = self.config
-        loaded = load_params(config.model, Path(config.model_path), config.load_format, config.seed)
+        path = Path(config.model_path)
+        loaded = load_params(config.model, path, config.load_format, config.seed, layout.shards, layout.place)
         if not keeps_wide(config.model, device):
             return loaded
         progress("weights kept as float32: this processor has no 16-bit products")
@@ -215,6 +220,11 @@ class EngineCore:
         self._flights.clear()
         del self.runner
         release_heap()
+
+
+def _devices(config: EngineConfig, kind: str) -> str:
+    """For people: what the model lies on."""
+    return kind if config.tensor_parallel_size == 1 else f"{config.tensor_parallel_size} x {kind}"
 
 
 def rope_sensitive_len(config: EngineConfig) -> int | None:

@@ -12,7 +12,7 @@ import os
 import pickle
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,15 +66,18 @@ class Bundle:
                     "or give the flags it was compiled with"
                 )
 
-    def load(self, program: Program) -> jax.stages.Compiled:
-        """The program, ready to be called. Raises ConfigError where it is missing, changed or does not load."""
+    def load(self, program: Program, devices: Sequence[Any]) -> jax.stages.Compiled:
+        """The program, ready to be called on these devices.
+
+        Raises ConfigError where it is missing, changed or does not load.
+        """
         name = program.name
         if name not in self._digests:
             raise ConfigError(f"--bundle: {self.path} lacks the program {name}; {_AGAIN}")
         content = self._content(name)
         try:
             return serialize_executable.deserialize_and_load(
-                content, program.in_tree, program.out_tree, execution_devices=jax.devices()[:1]
+                content, program.in_tree, program.out_tree, execution_devices=devices
             )
         # With the right digest and key this is JAX or XLA not reading what it wrote.
         except (jax.errors.JaxRuntimeError, pickle.PickleError, ValueError, TypeError, AttributeError) as error:

@@ -1,7 +1,7 @@
 """The device an engine runs on, or is planned for."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 
@@ -27,6 +27,12 @@ class Device:
     @property
     def is_cpu(self) -> bool:
         return self.platform == "cpu"
+
+    def one_of(self, num_devices: int) -> "Device":
+        """One of several: a GPU has its own memory, a CPU's devices share the machine's."""
+        if not self.is_cpu or self.memory_bytes is None:
+            return self
+        return replace(self, memory_bytes=self.memory_bytes // max(1, num_devices))
 
 
 def check_memory_share(gpu_memory_utilization: float) -> float:

@@ -5,7 +5,7 @@ the model, and the shares speak to each other only where `Shards` says so. See d
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import jax
@@ -42,9 +42,14 @@ class Layout:
     def devices(self) -> list[Any]:
         return jax.devices()[:1] if self.mesh is None else list(self.mesh.devices.flat)
 
-    def share_of(self, model: ModelConfig) -> ModelConfig:
-        """What one device computes."""
-        return shard_of(model, self.shards.size)
+    @property
+    def waits(self) -> bool:
+        """Whether a step must end before the next begins: a CPU's collectives need a thread a device, all at once."""
+        return self.mesh is not None and self.devices[0].platform == "cpu"
+
+    def own(self, config: EngineConfig) -> EngineConfig:
+        """The config as one device has it: its share of the model."""
+        return replace(config, model=shard_of(config.model, self.shards.size))
 
     def vocabulary(self, model: ModelConfig) -> Vocabulary:
         return Vocabulary(model.vocab_size, self.shards)
@@ -70,6 +75,16 @@ class Layout:
             return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
         spread = jax.tree.broadcast(shardings(self.mesh, specs), tree)
         return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, spread)
+
+    def jit(
+        self, function: Callable[..., Any], inputs: tuple[Any, ...], outputs: Any, donated: int | None = None
+    ) -> jax.stages.Wrapped:
+        """A function of one device's shards, to be lowered with whole arrays. inputs, outputs: trees of specs."""
+        if self.mesh is None:
+            return jax.jit(function, donate_argnums=donated)
+        # Said, not left to the compiler: what is donated must come back as it lay.
+        places = shardings(self.mesh, outputs)
+        return jax.jit(self.over_devices(function, inputs, outputs), donate_argnums=donated, out_shardings=places)
 
 
 def make_layout(config: EngineConfig, devices: Sequence[Any] | None = None) -> Layout:
@@ -104,9 +119,13 @@ def state_specs(state: DeviceState) -> DeviceState:
 
 def paged_specs(paged: PagedState) -> PagedState:
     pools: list[Any] = [PartitionSpec(None, None, TENSOR)] * len(paged.pools)
-    scales: Any = None if paged.kv_scales_L2K is None else PartitionSpec(None, None, TENSOR)
     table: Any = EVERYWHERE
-    return PagedState(pools, table, scales)
+    return PagedState(pools, table, scale_specs(paged.kv_scales_L2K))
+
+
+def scale_specs(kv_scales_L2K: Any) -> Any:
+    """Of the pools' scales, which may be None."""
+    return None if kv_scales_L2K is None else PartitionSpec(None, None, TENSOR)
 
 
 def sampling_state_specs() -> SamplingState:

@@ -13,7 +13,8 @@ from jaxserve.batch.buckets import Bucket
 from jaxserve.batch.step_batch import packed_size
 from jaxserve.core.config import EngineConfig
 from jaxserve.models.weights import LoadedModel
-from jaxserve.runner.step import DeviceState, ForwardFunction, join, make_forward, make_sample
+from jaxserve.runner.layout import EVERYWHERE, Layout, leaf_specs, state_specs
+from jaxserve.runner.step import DeviceState, ForwardFunction, SampleFunction, join, make_forward, make_sample
 
 # XLA's own list of what a command buffer (a CUDA graph) may hold, and loops. The searches of top-k and top-p
 # are loops in branches, and a loop that is left out leaves out every condition around it: each step would be
@@ -43,6 +44,7 @@ def lower_step(
     bucket: Bucket,
     state: DeviceState,
     placement: jax.sharding.Sharding | None = None,
+    layout: Layout | None = None,
 ) -> jax.stages.Lowered:
     """Model and sampler in one program, `(weight leaves, DeviceState donated, packed vector)`, to be compiled.
 
@@ -51,16 +53,25 @@ def lower_step(
     placement: where everything lies, the default device if None. Devices that are not there
         (`sharding.targets`) will do for compiling; config.attention_implementation must then name
         one, as "auto" looks at this machine's devices.
+    layout: over several devices, theirs or such that are not there; then it says where everything lies.
     """
-    inputs = specs((loaded.leaves, state, packed_spec(config, bucket)), placement)
-    step = join(forward_of(config, loaded, bucket), make_sample(config.num_logprobs))
-    return jax.jit(step, donate_argnums=1).lower(*inputs)
+    layout = layout or Layout()
+    step = join(forward_of(config, loaded, bucket, layout), sample_of(config, layout))
+    places = (leaf_specs(loaded), state_specs(state), EVERYWHERE)
+    inputs = (loaded.leaves, state, packed_spec(config, bucket))
+    inputs = specs(inputs, placement) if layout.mesh is None else layout.placed(inputs, places)
+    return layout.jit(step, places, (EVERYWHERE, places[1]), donated=1).lower(*inputs)
 
 
-def forward_of(config: EngineConfig, loaded: LoadedModel, bucket: Bucket) -> ForwardFunction:
-    """`make_forward` with what an engine's config says."""
-    attention = config.attention_implementation
-    return make_forward(config.model, loaded, bucket, config.cache.page_size, config.num_logprobs, attention)
+def forward_of(config: EngineConfig, loaded: LoadedModel, bucket: Bucket, layout: Layout) -> ForwardFunction:
+    """`make_forward` with what an engine's config says, of one device's shards."""
+    attention, own = config.attention_implementation, layout.own(config)
+    return make_forward(own.model, loaded, bucket, config.cache.page_size, config.num_logprobs, attention)
+
+
+def sample_of(config: EngineConfig, layout: Layout) -> SampleFunction:
+    """`make_sample` with what an engine's config says, of one device's shards."""
+    return make_sample(config.num_logprobs, layout.vocabulary(config.model))
 
 
 def packed_spec(config: EngineConfig, bucket: Bucket) -> jax.ShapeDtypeStruct:

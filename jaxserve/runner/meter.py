@@ -14,6 +14,7 @@ from typing import Any
 
 from jaxserve.core.config import EngineConfig
 from jaxserve.core.errors import ConfigError
+from jaxserve.models.shard import shard_of
 from jaxserve.runner.device import Device
 from jaxserve.runner.roofline import StepCost, StepCosts, rates_of
 from jaxserve.runner.sizes import matrix_itemsize
@@ -92,13 +93,14 @@ def verdict(cost: StepCost, step_s: float) -> str:
 
 
 def step_costs(config: EngineConfig, device: Device, peaks: str | None) -> StepCosts:
-    """For the steps of this engine. peaks: in `device_peaks`' words; None looks for the device's name.
+    """For the steps of this engine, of one device of several.
 
-    Raises ConfigError where the words mean nothing.
+    peaks: in `device_peaks`' words; None looks for the device's name. Raises ConfigError where the words mean nothing.
     """
     try:
         found = peaks_of_kind(device.kind) if peaks is None else device_peaks(peaks, Peaks(device.kind))
     except ValueError as error:
         raise ConfigError(f"device_peaks={peaks!r}: {error}") from error
     rates = None if found is None else rates_of(found, config.model.dtype)
-    return StepCosts(config.model, config.pool, rates, itemsize=matrix_itemsize(config.model, device))
+    share = shard_of(config.model, config.tensor_parallel_size)
+    return StepCosts(share, config.pool, rates, itemsize=matrix_itemsize(config.model, device))

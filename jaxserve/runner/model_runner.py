@@ -40,6 +40,7 @@ class ModelRunner:
 
     steps: the compiled programs, at least those that `Steps.first_needed` names.
     kv_scales_L2K: of each layer's keys and values in an 8-bit pool; None for 1.
+    waits: see `Layout.waits`.
     """
 
     def __init__(
@@ -48,7 +49,10 @@ class ModelRunner:
         loaded: LoadedModel,
         steps: Steps,
         kv_scales_L2K: np.ndarray | None = None,
+        *,
+        waits: bool = False,
     ) -> None:
+        self._waits = waits
         self._config = config
         self._kv_scales_L2K = kv_scales_L2K
         self._leaves = loaded.leaves
@@ -99,6 +103,8 @@ class ModelRunner:
 
     def _run(self, bucket: Bucket, vector: np.ndarray) -> StepOutput:
         output, self._state = self._steps[bucket](self._leaves, self._state, vector)
+        if self._waits:
+            jax.block_until_ready(self._state)
         return output
 
     def _load_sampling(self, row: Row) -> None:

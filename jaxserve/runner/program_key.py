@@ -41,6 +41,7 @@ _SOURCES = (
     "models",
     "sampling",
     "core/config.py",
+    "runner/layout.py",
     "runner/lowering.py",
     "runner/programs.py",
     "runner/step.py",
@@ -63,7 +64,6 @@ def machine_key() -> Key:
         "device kind": device.device_kind,
         "compute capability": getattr(device, "compute_capability", None),
         "core count": getattr(device, "core_count", None),
-        "mesh": [1],
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
         **{name: getattr(jax.config, name) for name in _OPTIONS},
     }
@@ -81,6 +81,7 @@ def engine_key(config: EngineConfig, *, matrix_itemsize: int, has_kv_scales: boo
     cache, scheduler = config.cache, config.scheduler
     return _plain(
         {
+            "tensor_parallel_size": config.tensor_parallel_size,
             "page_size": cache.page_size,
             "num_pages": cache.num_pages,
             "kv_cache_dtype": config.pool.dtype,

@@ -16,11 +16,22 @@ from jaxtyping import Array
 from jaxserve.batch.buckets import Bucket, BucketGrid
 from jaxserve.core.config import EngineConfig
 from jaxserve.models.weights import LoadedModel
-from jaxserve.runner.lowering import compiler_options, forward_of, lower_step, packed_spec, specs
-from jaxserve.runner.step import DeviceState, Forward, PromptLogprobs, StepOutput, initial_state, make_sample
+from jaxserve.runner.layout import (
+    BY_VOCABULARY,
+    EVERYWHERE,
+    Layout,
+    forward_specs,
+    leaf_specs,
+    paged_specs,
+    sampling_state_specs,
+    scale_specs,
+    state_specs,
+)
+from jaxserve.runner.lowering import compiler_options, forward_of, lower_step, packed_spec, sample_of
+from jaxserve.runner.step import DeviceState, Forward, PromptLogprobs, StepOutput, initial_state
 from jaxserve.sampling.batch import SamplingBatch
 from jaxserve.sampling.sampler import Sampled
-from jaxserve.sampling.state import load_bias, load_row
+from jaxserve.sampling.state import SamplingState, load_bias, load_row
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,27 +54,41 @@ class Program:
         return jax.tree.structure(self.result)
 
 
-def state_shapes(config: EngineConfig, has_kv_scales: bool) -> DeviceState:
-    """Shapes and dtypes of the device state, without making it."""
-    return jax.eval_shape(lambda: initial_state(config, _some_scales(config) if has_kv_scales else None))
+def state_shapes(config: EngineConfig, layout: Layout, *, has_kv_scales: bool) -> DeviceState:
+    """Shapes and dtypes of the device state, over all devices, without making it."""
+    own = layout.own(config)
+    shape = (own.model.num_layers, 2, own.model.num_kv_heads * layout.shards.size)
+    scales = jax.ShapeDtypeStruct(shape, jnp.float32) if has_kv_scales else None
+    local = jax.eval_shape(lambda: initial_state(own, np.ones((*shape[:2], 1)) if has_kv_scales else None))
+    begin = layout.over_devices(lambda scales: initial_state(own, scales), (scale_specs(scales),), state_specs(local))
+    return jax.eval_shape(begin, scales)
 
 
 def programs_of(
-    config: EngineConfig, model: LoadedModel, state: DeviceState, grid: BucketGrid, *, halves: bool
+    config: EngineConfig,
+    model: LoadedModel,
+    state: DeviceState,
+    grid: BucketGrid,
+    *,
+    halves: bool,
+    layout: Layout | None = None,
 ) -> list[Program]:
     """Everything that an engine runs on its device, the programs of the largest buckets first.
 
     model, state: only shapes and dtypes are read.
     halves: a step is two programs, model and sampler, as on a CPU: the sampler is then compiled once a number
         of rows instead of once a bucket. Elsewhere it is one, so that a step is one launch.
+    layout: one device if None.
     """
+    layout = layout or Layout()
     # The largest first: they take longest, and running out of memory shows at once.
     buckets = list(reversed(grid.all))
     if not halves:
-        return [_step(config, model, bucket, state) for bucket in buckets] + _small(config, state)
+        return [_step(config, model, bucket, state, layout) for bucket in buckets] + _small(config, state, layout)
     one_of_each = {bucket.num_rows: bucket for bucket in buckets}.values()  # the fewest tokens: traced fastest
-    forwards = [_forward(config, model, bucket, state) for bucket in buckets]
-    return forwards + [_sample(config, model, bucket, state) for bucket in one_of_each] + _small(config, state)
+    forwards = [_forward(config, model, bucket, state, layout) for bucket in buckets]
+    samples = [_sample(config, model, bucket, state, layout) for bucket in one_of_each]
+    return forwards + samples + _small(config, state, layout)
 
 
 def names_of(bucket: Bucket, *, halves: bool) -> tuple[str, ...]:
@@ -75,61 +100,83 @@ def names_of(bucket: Bucket, *, halves: bool) -> tuple[str, ...]:
 SMALL = ("load_row", "load_bias", "load_table", "initial_state")
 
 
-def _step(config: EngineConfig, model: LoadedModel, bucket: Bucket, state: DeviceState) -> Program:
+def _step(config: EngineConfig, model: LoadedModel, bucket: Bucket, state: DeviceState, layout: Layout) -> Program:
     return Program(
         names_of(bucket, halves=False)[0],
-        lambda: lower_step(config, model, bucket, state),
+        lambda: lower_step(config, model, bucket, state, layout=layout),
         (model.leaves, state, 0),
         (_flat(StepOutput, sampled=_flat(Sampled), prompt=_flat(PromptLogprobs)), state),
         compiler_options(jax.default_backend(), bucket.num_tokens),
     )
 
 
-def _forward(config: EngineConfig, model: LoadedModel, bucket: Bucket, state: DeviceState) -> Program:
-    inputs = _forward_inputs(config, model, bucket, state)
+def _forward(config: EngineConfig, model: LoadedModel, bucket: Bucket, state: DeviceState, layout: Layout) -> Program:
+    inputs = (model.leaves, state.paged, state.sampling.last_tokens_R, packed_spec(config, bucket))
+    forward, places = _placed_forward(config, model, bucket, state, layout)
     return Program(
         names_of(bucket, halves=True)[0],
-        lambda: jax.jit(forward_of(config, model, bucket), donate_argnums=1).lower(*inputs),
+        lambda: forward.lower(*layout.placed(inputs, places)),
         inputs,
         (_flat(Forward, sampling=_flat(SamplingBatch), prompt=_flat(PromptLogprobs)), state.paged),
     )
 
 
-def _sample(config: EngineConfig, model: LoadedModel, bucket: Bucket, state: DeviceState) -> Program:
+def _placed_forward(
+    config: EngineConfig, model: LoadedModel, bucket: Bucket, state: DeviceState, layout: Layout
+) -> tuple[jax.stages.Wrapped, tuple[Any, ...]]:
+    """The model's half, to be lowered, and where its inputs lie."""
+    paged = paged_specs(state.paged)
+    places = (leaf_specs(model), paged, EVERYWHERE, EVERYWHERE)
+    return layout.jit(forward_of(config, model, bucket, layout), places, (forward_specs(), paged), donated=1), places
+
+
+def _sample(config: EngineConfig, model: LoadedModel, bucket: Bucket, state: DeviceState, layout: Layout) -> Program:
     def lower() -> jax.stages.Lowered:
-        forward = forward_of(config, model, bucket)
-        spec, _ = jax.eval_shape(forward, *_forward_inputs(config, model, bucket, state))
-        sample = jax.jit(make_sample(config.num_logprobs), donate_argnums=2)
-        return sample.lower(spec.logits_BV, spec.sampling, state.sampling)
+        forward, _ = _placed_forward(config, model, bucket, state, layout)
+        inputs = (model.leaves, state.paged, state.sampling.last_tokens_R, packed_spec(config, bucket))
+        spec, _ = jax.eval_shape(forward, *inputs)
+        places = (BY_VOCABULARY, EVERYWHERE, sampling_state_specs())
+        sample = layout.jit(sample_of(config, layout), places, (EVERYWHERE, places[2]), donated=2)
+        return sample.lower(*layout.placed((spec.logits_BV, spec.sampling, state.sampling), places))
 
     arguments = (0, _flat(SamplingBatch), state.sampling)
     return Program(names_of(bucket, halves=True)[1], lower, arguments, (_flat(Sampled), state.sampling))
 
 
-def _forward_inputs(config: EngineConfig, model: LoadedModel, bucket: Bucket, state: DeviceState) -> tuple[Any, ...]:
-    return specs(model.leaves), state.paged, state.sampling.last_tokens_R, packed_spec(config, bucket)
-
-
-def _small(config: EngineConfig, state: DeviceState) -> list[Program]:
+def _small(config: EngineConfig, state: DeviceState, layout: Layout) -> list[Program]:
     """The updates of one row (its state donated, row index, new contents), and the state to begin with."""
     row = jax.ShapeDtypeStruct((), jnp.int32)
-    vocab_size, table = config.model.vocab_size, state.paged.page_table_RM
-    bias, counts, mask = (jax.ShapeDtypeStruct((vocab_size,), dtype) for dtype in (jnp.float32, jnp.int32, jnp.bool_))
+    vocabulary, own, table = layout.vocabulary(config.model), layout.own(config), state.paged.page_table_RM
+    whole = (jax.ShapeDtypeStruct((vocabulary.size,), dtype) for dtype in (jnp.float32, jnp.int32, jnp.bool_))
+    bias, counts, mask = whole
     columns = jax.ShapeDtypeStruct(table.shape[1:], jnp.int32)
+    sampling = sampling_state_specs()
+
+    def set_row(state: SamplingState, row: Array, *whole: Array) -> SamplingState:
+        return load_row(state, row, *map(vocabulary.own, whole))
+
+    def set_bias(state: SamplingState, row: Array, bias_V: Array) -> SamplingState:
+        return load_bias(state, row, vocabulary.own(bias_V))
+
+    def begin(kv_scales_L2K: Array | None) -> DeviceState:
+        return initial_state(own, kv_scales_L2K)
+
+    def program(name: str, function: Callable[..., Any], arguments: tuple[Any, ...], place: Any) -> Program:
+        """An update of its first argument, which lies at `place`; the others are everywhere."""
+        places = (place, *(EVERYWHERE for _ in arguments[1:]))
+        jitted = layout.jit(function, places, place, donated=0)
+        return Program(name, lambda: jitted.lower(*layout.placed(arguments, places)), arguments, arguments[0])
+
+    scales = state.paged.kv_scales_L2K
+    first = layout.jit(begin, (scale_specs(scales),), state_specs(state))
     return [
-        _small_program("load_row", load_row, (state.sampling, row, bias, counts, mask), state.sampling, donated=0),
-        _small_program("load_bias", load_bias, (state.sampling, row, bias), state.sampling, donated=0),
-        _small_program("load_table", _load_table, (table, row, columns), table, donated=0),
-        _small_program(
-            "initial_state", lambda scales: initial_state(config, scales), (state.paged.kv_scales_L2K,), state
+        program("load_row", set_row, (state.sampling, row, bias, counts, mask), sampling),
+        program("load_bias", set_bias, (state.sampling, row, bias), sampling),
+        program("load_table", _load_table, (table, row, columns), EVERYWHERE),
+        Program(
+            "initial_state", lambda: first.lower(*layout.placed((scales,), (scale_specs(scales),))), (scales,), state
         ),
     ]
-
-
-def _small_program(
-    name: str, function: Callable[..., Any], arguments: tuple[Any, ...], result: Any, donated: int | None = None
-) -> Program:
-    return Program(name, lambda: jax.jit(function, donate_argnums=donated).lower(*arguments), arguments, result)
 
 
 def _load_table(page_table_RM: Array, row: Array, columns_M: Array) -> Array:
@@ -139,7 +186,3 @@ def _load_table(page_table_RM: Array, row: Array, columns_M: Array) -> Array:
 def _flat(kind: type[Any], **parts: Any) -> Any:
     """A dataclass of arrays with a number for each, `parts` aside."""
     return kind(**{one.name: parts.get(one.name, 0) for one in fields(kind)})
-
-
-def _some_scales(config: EngineConfig) -> np.ndarray:
-    return np.ones((config.model.num_layers, 2, config.model.num_kv_heads), np.float32)

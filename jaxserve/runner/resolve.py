@@ -6,6 +6,7 @@ from pathlib import Path
 from jaxserve.core.config import CacheConfig, EngineArgs, EngineConfig, ModelConfig, SchedulerConfig
 from jaxserve.core.errors import ConfigError, DoesNotFit
 from jaxserve.core.model_config import longest_context
+from jaxserve.models.shard import shard_of
 from jaxserve.runner.device import Device
 from jaxserve.runner.memory import format_bytes, kv_bytes_per_token
 from jaxserve.runner.remedies import advice, remedies
@@ -17,10 +18,7 @@ _USEFUL_TOKENS = 2048  # where no length is asked for, what a remedy must make r
 
 def resolve(args: EngineArgs, model: ModelConfig, path: Path, device: Device) -> EngineConfig:
     """Decide every "auto". Raises DoesNotFit, naming flags and values that would, or ConfigError for bad input."""
-    if args.tensor_parallel_size != 1:
-        raise ConfigError(
-            f"tensor_parallel_size={args.tensor_parallel_size}: this version runs on one device; leave it at 1."
-        )
+    device = device.one_of(args.tensor_parallel_size)
     try:
         return _decide(args, model, path, device)
     except DoesNotFit as error:
@@ -32,9 +30,11 @@ def describe(config: EngineConfig) -> str:
     cache, model, pool = config.cache, config.model, config.pool
     tokens = cache.num_pages * cache.page_size
     padded = f" (heads of {model.head_dim} padded to {pool.head_dim})" if pool.head_dim != model.head_dim else ""
+    size = tokens * kv_bytes_per_token(shard_of(model, config.tensor_parallel_size), pool)
+    each = f" on each of {config.tensor_parallel_size} devices" if config.tensor_parallel_size > 1 else ""
     return (
         f"KV pool: {tokens:,} tokens in {cache.num_pages:,} pages of {cache.page_size}, "
-        f"{format_bytes(tokens * kv_bytes_per_token(model, pool))} of {pool.dtype}{padded}, room for "
+        f"{format_bytes(size)} of {pool.dtype}{padded}{each}, room for "
         f"{tokens / config.scheduler.max_model_len:.1f} requests of max_model_len {config.scheduler.max_model_len:,}"
     )
 
@@ -65,6 +65,7 @@ def _decide(args: EngineArgs, model: ModelConfig, path: Path, device: Device) ->
         max_logprobs=args.max_logprobs,
         check_inputs=args.check_inputs,
         compilation_cache_dir=args.compilation_cache_dir,
+        tensor_parallel_size=args.tensor_parallel_size,
     )
 
 
@@ -85,10 +86,10 @@ def _with_remedies(error: DoesNotFit, args: EngineArgs, model: ModelConfig, devi
 
 
 def _pool_bytes(args: EngineArgs, sizes: Sizes, device: Device) -> int:
-    """Bytes the pool may take: as asked, of a CPU a stated number, of a GPU all that is left."""
-    asked = args.kv_cache_memory_bytes
+    """Bytes the pool may take of each device: as asked, of a CPU a stated number, of a GPU all that is left."""
+    asked, most = args.kv_cache_memory_bytes, _CPU_POOL_BYTES // args.tensor_parallel_size
     if device.memory_bytes is None:
-        return _CPU_POOL_BYTES if asked is None else asked
+        return most if asked is None else asked
     counted = sizes.weight_bytes + sizes.step_bytes
     needed = counted + (sizes.reserve_bytes if asked is None else asked)
     if needed > device.memory_bytes:
@@ -101,7 +102,7 @@ def _pool_bytes(args: EngineArgs, sizes: Sizes, device: Device) -> int:
         )
     if asked is not None:
         return asked
-    return min(_CPU_POOL_BYTES, device.memory_bytes - needed) if device.is_cpu else device.memory_bytes - needed
+    return min(most, device.memory_bytes - needed) if device.is_cpu else device.memory_bytes - needed
 
 
 def _asked_length(args: EngineArgs) -> int | None:

@@ -6,6 +6,7 @@ import jax
 
 from jaxserve.core.config import EngineArgs, ModelConfig, PoolConfig
 from jaxserve.core.errors import ConfigError
+from jaxserve.models.shard import shard_of
 from jaxserve.runner.device import Device
 from jaxserve.runner.memory import dtype_bytes, kv_bytes_per_token, step_bytes, weight_bytes
 from pallas_kernels import pool_head_dim
@@ -41,7 +42,11 @@ class Sizes:
 
 
 def sizes_of(args: EngineArgs, model: ModelConfig, device: Device) -> Sizes:
-    """Raises ConfigError where a flag has no meaning by itself; whether it fits is not asked here."""
+    """Of one device of those the model is cut over. Raises ConfigError where a flag has no meaning by itself or the
+    model cannot be cut so; whether it fits is not asked here."""
+    if args.tensor_parallel_size < 1:
+        raise ConfigError(f"tensor_parallel_size={args.tensor_parallel_size} must be at least 1.")
+    model = shard_of(model, args.tensor_parallel_size)
     num_seqs, budget = _step_limits(args, device)
     page_size = (32 if device.is_cpu else 64) if args.page_size is None else args.page_size
     for name, value in (("max_num_seqs", num_seqs), ("max_num_batched_tokens", budget), ("page_size", page_size)):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,11 @@ from jaxserve.core.config import EngineArgs, EngineConfig, ModelConfig
 from jaxserve.core.errors import ConfigError, DoesNotFit
 from jaxserve.demo import demo_checkpoint
 from jaxserve.models.kv_scales import load_kv_scales
-from jaxserve.models.weights import LoadedModel, abstract_params, widened
+from jaxserve.models.weights import abstract_params, widened
 from jaxserve.runner.bundle import Bundle
 from jaxserve.runner.compiling import ProgramMaker, compile_program
 from jaxserve.runner.device import Device
+from jaxserve.runner.layout import Layout
 from jaxserve.runner.program_key import Key, engine_key, machine_key, model_key
 from jaxserve.runner.programs import Program, programs_of, state_shapes
 from jaxserve.runner.resolve import resolve
@@ -44,7 +46,9 @@ def kv_scales_of(config: EngineConfig, progress: Callable[[str], None]) -> np.nd
         return None
     scales_L2K = load_kv_scales(config.model, Path(config.model_path))
     progress("KV scales: " + ("1.0, the checkpoint has none" if scales_L2K is None else "the checkpoint's"))
-    return scales_L2K
+    # A head that several devices share has its scale in each one's part.
+    copies = max(1, config.tensor_parallel_size // config.model.num_kv_heads)
+    return None if scales_L2K is None else np.repeat(scales_L2K, copies, axis=2)
 
 
 def keeps_wide(model: ModelConfig, device: Device) -> bool:
@@ -59,18 +63,27 @@ def whole_key(config: EngineConfig, device: Device, *, has_kv_scales: bool) -> K
     return machine_key() | model_key(config.model) | numbers
 
 
-def list_programs(config: EngineConfig, device: Device, *, has_kv_scales: bool) -> tuple[Steps, list[Program]]:
+def list_programs(
+    config: EngineConfig, device: Device, layout: Layout, *, has_kv_scales: bool
+) -> tuple[Steps, list[Program]]:
     """Every program of this engine, largest first, and where they are to go once made."""
     halves = device.is_cpu
     grid = make_grid(config.scheduler.max_num_seqs, config.scheduler.max_num_batched_tokens)
-    programs = programs_of(
-        config, _shapes(config.model, device), state_shapes(config, has_kv_scales), grid, halves=halves
-    )
+    shapes = abstract_params(config.model, layout.shards)
+    shapes = widened(shapes) if keeps_wide(config.model, device) else shapes
+    state = state_shapes(config, layout, has_kv_scales=has_kv_scales)
+    programs = programs_of(config, shapes, state, grid, halves=halves, layout=layout)
     return Steps(grid, halves=halves), programs
 
 
 def start_making(
-    config: EngineConfig, device: Device, bundle: Bundle | None, *, has_kv_scales: bool, in_background: bool
+    config: EngineConfig,
+    device: Device,
+    bundle: Bundle | None,
+    layout: Layout,
+    *,
+    has_kv_scales: bool,
+    in_background: bool,
 ) -> tuple[Steps, ProgramMaker]:
     """Begin to compile, or to load, in threads: only shapes are needed, so weights may load meanwhile.
 
@@ -80,13 +93,14 @@ def start_making(
     """
     if bundle is not None:
         bundle.check(whole_key(config, device, has_kv_scales=has_kv_scales))
-    steps, programs = list_programs(config, device, has_kv_scales=has_kv_scales)
+    steps, programs = list_programs(config, device, layout, has_kv_scales=has_kv_scales)
     num_needed = len(programs)
     if in_background and bundle is None:
         first = steps.first_needed(programs)
         num_needed = len(first)
         programs = first + [program for program in reversed(programs) if program not in first]
-    maker = ProgramMaker(programs, num_needed, compile_program if bundle is None else bundle.load, steps.add)
+    make = compile_program if bundle is None else partial(bundle.load, devices=layout.devices)
+    maker = ProgramMaker(programs, num_needed, make, steps.add)
     maker.start()
     return steps, maker
 
@@ -121,8 +135,3 @@ def _resolve_for(bundle: Bundle, args: EngineArgs, model: ModelConfig, path: Pat
             f"tokens, which is more than there is room for; run `jaxserve compile` again with a smaller "
             f"--gpu-memory-utilization or --kv-cache-memory-bytes. {error}"
         ) from error
-
-
-def _shapes(model: ModelConfig, device: Device) -> LoadedModel:
-    shapes = abstract_params(model)
-    return widened(shapes) if keeps_wide(model, device) else shapes

@@ -13,6 +13,8 @@ from jaxserve.batch.buckets import Bucket
 from jaxserve.batch.step_batch import StepBatch, unpack
 from jaxserve.core.config import EngineConfig, ModelConfig, PoolConfig
 from jaxserve.layers.attention import PagedAttention
+from jaxserve.layers.shards import Vocabulary
+from jaxserve.models.llama import Llama
 from jaxserve.models.weights import LoadedModel
 from jaxserve.sampling.batch import SamplingBatch
 from jaxserve.sampling.logprobs import token_logprobs
@@ -88,7 +90,7 @@ def make_state(
     page_size: int,
     num_rows: int,
     num_columns: int,
-    kv_scales_L2K: np.ndarray | None = None,
+    kv_scales_L2K: Array | np.ndarray | None = None,
 ) -> DeviceState:
     """Zeroed pools and empty rows."""
     shape = (num_pages, 2, config.num_kv_heads, page_size, pool.head_dim)
@@ -98,7 +100,7 @@ def make_state(
     return DeviceState(paged, empty_state(num_rows, config.vocab_size))
 
 
-def initial_state(config: EngineConfig, kv_scales_L2K: np.ndarray | None = None) -> DeviceState:
+def initial_state(config: EngineConfig, kv_scales_L2K: Array | np.ndarray | None = None) -> DeviceState:
     """The state an engine starts with; under `jax.eval_shape` its shapes and dtypes."""
     cache, scheduler = config.cache, config.scheduler
     return make_state(
@@ -142,16 +144,16 @@ def make_forward(
         model = loaded.merge(leaves)
         hidden_TD = model(token_ids_T, batch.positions_T, batch.rope_lens_T, attend)
         logits_BV = model.logits(hidden_TD[batch.last_tokens_B])
-        prompt = _prompt_logprobs(model.logits, hidden_TD, batch, num_logprobs)
+        prompt = _prompt_logprobs(model, hidden_TD, batch, num_logprobs)
         after = PagedState(attend.pools, page_table_RM, paged.kv_scales_L2K)
         return Forward(logits_BV, _sampling_batch(batch), prompt), after
 
     return forward
 
 
-def make_sample(num_logprobs: int) -> SampleFunction:
+def make_sample(num_logprobs: int, vocabulary: Vocabulary) -> SampleFunction:
     """The sampler's half of a step. It knows rows and vocabulary only, not the model or the tokens of the bucket."""
-    return lambda logits_BV, batch, state: sample(logits_BV, batch, state, num_logprobs)
+    return lambda logits_BV, batch, state: sample(logits_BV, batch, state, num_logprobs, vocabulary)
 
 
 def join(forward: ForwardFunction, sample: SampleFunction) -> StepFunction:
@@ -191,9 +193,7 @@ def _sampling_batch(batch: StepBatch) -> SamplingBatch:
     )
 
 
-def _prompt_logprobs(
-    logits: Callable[[Array], Array], hidden_TD: Array, batch: StepBatch, num_logprobs: int
-) -> PromptLogprobs:
+def _prompt_logprobs(model: Llama, hidden_TD: Array, batch: StepBatch, num_logprobs: int) -> PromptLogprobs:
     """Log probabilities of each token's known successor, a tile of positions at a time; zeros where nobody asked."""
     num_tokens = hidden_TD.shape[0]
     tile = min(_LOGPROB_TILE, num_tokens)
@@ -203,7 +203,7 @@ def _prompt_logprobs(
 
     def compute(start: Array) -> tuple[Array, ...]:
         part_TD, part_T = (lax.dynamic_slice_in_dim(x, start, tile) for x in (hidden_TD, ids_T))
-        return token_logprobs(logits(part_TD), part_T, num_logprobs)
+        return token_logprobs(model.logits(part_TD), part_T, num_logprobs, model.vocabulary)
 
     def body(i: Array, outputs: tuple[Array, ...]) -> tuple[Array, ...]:
         parts = compute(i * tile)

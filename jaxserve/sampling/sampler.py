@@ -161,8 +161,23 @@ def gumbel_noise(seeds_B2: Array, positions_B: Array, vocabulary: Vocabulary) ->
 
     def draw(seed_2: Array, position: Array) -> Array:
         key = jax.random.fold_in(jax.random.wrap_key_data(seed_2, impl="threefry2x32"), position)
-        return threefry_2x32(jax.random.key_data(key), vocabulary.ids().astype(jnp.uint32))
+        return _random_words(jax.random.key_data(key), vocabulary)
 
     # The uniform number is 1 - v with a small v well resolved: the largest noise decides.
     v_BV = jax.vmap(draw)(seeds_B2, positions_B).astype(jnp.float32) * 2.0**-32 + 2.0**-33
     return -jnp.log(-jnp.log1p(-jnp.minimum(v_BV, 1 - 2.0**-24)))
+
+
+def _random_words(key_2: Array, vocabulary: Vocabulary) -> Array:
+    """A number of 32 bits for each entry of a device's slice, the same whatever the slices.
+
+    The generator makes two words at once: of the whole vocabulary it pairs the first half with the second, so an
+    entry's word takes its partner too. No slice hashes more than the whole vocabulary would on one device.
+    """
+    if vocabulary.shards.axis is None:
+        return threefry_2x32(key_2, vocabulary.ids().astype(jnp.uint32))
+    half, ids = -(-vocabulary.size // 2), vocabulary.ids()
+    first = jnp.where(ids < half, ids, ids - half)
+    second = jnp.where(first + half < vocabulary.size, first + half, 0)  # an odd last one has 0 as its partner
+    words = threefry_2x32(key_2, jnp.concatenate([first, second]).astype(jnp.uint32))
+    return jnp.where(ids < half, words[: ids.size], words[ids.size :])

@@ -25,6 +25,7 @@ from jaxserve.runner.bundle import Bundle, serialize, write_bundle
 from jaxserve.runner.compile_cache import disable_compile_cache
 from jaxserve.runner.compiling import compile_program
 from jaxserve.runner.device import Device
+from jaxserve.runner.layout import Layout
 from jaxserve.runner.programs import programs_of, state_shapes
 from jaxserve.runner.startup import configure
 from jaxserve.runner.step import initial_state
@@ -218,7 +219,7 @@ def test_the_pinned_fingerprint_is_the_digest_of_the_manifest(tiny_checkpoint, b
 def test_whole_steps_as_a_gpu_has_them_come_back_too(tiny_checkpoint):
     core = make_engine(tiny_checkpoint, **SHAPE)
     config, bucket = core.config, core.runner._steps.grid.decode[1]
-    model, state = abstract_params(config.model), state_shapes(config, has_kv_scales=False)
+    model, state = abstract_params(config.model), state_shapes(config, Layout(), has_kv_scales=False)
     programs = programs_of(config, model, state, core.runner._steps.grid, halves=False)
     program = next(one for one in programs if one.name == "step-2x2")
     disable_compile_cache()  # or the step may not run: its program was compiled by an earlier run of this test

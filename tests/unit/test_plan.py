@@ -76,7 +76,7 @@ def test_what_does_not_fit_is_one_and_names_flag_and_value(llama: Path, capsys: 
         ["--gpu-memory-utilization", "2"],
         ["--kv-cache-dtype", "int3"],
         ["--max-model-len", "999999"],
-        ["--tensor-parallel-size", "2"],
+        ["--tensor-parallel-size", "3"],
         ["--speed", "3"],
     ],
 )
@@ -138,3 +138,17 @@ def test_a_share_is_rounded_as_xla_is_told_before_a_larger_one_is_named(llama: P
     share = caught.value.remedies["gpu_memory_utilization"]
     assert share == 0.97
     assert plan(llama, device, gpu_memory_utilization=share, max_model_len=2048).longest_context >= 2048
+
+
+def test_two_devices_hold_more(llama, capsys):
+    plans: list[dict[str, Any]] = []
+    for size in ("1", "2"):
+        assert main(["plan", str(llama), "--device", "h200", "-tp", size, "--json"]) == 0
+        plans.append(json.loads(capsys.readouterr().out))
+    one, two = plans
+    assert two["num_devices"] == 2 and two["kv_bytes_per_token"] == one["kv_bytes_per_token"] // 2
+    assert two["num_kv_tokens"] > 2 * one["num_kv_tokens"]
+    assert two["memory"]["weights"] == pytest.approx(one["memory"]["weights"] / 2, rel=0.01)
+    assert two["decode"][0]["step_ms"] < 0.6 * one["decode"][0]["step_ms"]
+    main(["plan", str(llama), "--device", "h200", "-tp", "2"])
+    assert "on each of 2: what follows is of one" in capsys.readouterr().out

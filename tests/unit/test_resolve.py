@@ -110,7 +110,8 @@ def test_an_unset_limit_follows_the_set_one():
         (dict(max_num_seqs=0), "max_num_seqs=0 must be at least 1"),
         (dict(page_size=0), "page_size=0"),
         (dict(max_num_seqs=64, max_num_batched_tokens=32), "max_num_batched_tokens=32 is below max_num_seqs=64"),
-        (dict(tensor_parallel_size=2), "tensor_parallel_size=2"),
+        (dict(tensor_parallel_size=0), "tensor_parallel_size=0 must be at least 1"),
+        (dict(tensor_parallel_size=5), "heads cannot be cut into 5 equal parts; this model takes 1, 2, 4"),
         (
             dict(kv_cache_dtype="int8"),
             r"kv_cache_dtype='int8' is unknown; choose one of auto, .*fp8, fp8_e4m3, fp8_e5m2",
