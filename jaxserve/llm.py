@@ -19,11 +19,11 @@ from jaxserve.core.outputs import RequestOutput
 from jaxserve.core.params import RequestOutputKind, SamplingParams
 from jaxserve.engine.client import EngineClient, InlineClient, Progress
 from jaxserve.engine.default_sampling import default_sampling
+from jaxserve.engine.fleet_client import process_client
 from jaxserve.engine.input_processor import InputProcessor, Prompt
 from jaxserve.engine.messages import AbortRequests, Call, CallResult, Outputs, SchedulerStats
 from jaxserve.engine.output_processor import OutputProcessor
 from jaxserve.engine.output_queue import PendingOutput
-from jaxserve.engine.process_client import ProcessClient
 from jaxserve.text.chat import ChatTemplate
 from jaxserve.text.tokenizer import Tokenizer
 
@@ -46,7 +46,8 @@ class LLM:
     """A model ready to generate. Not thread-safe: one thread uses it.
 
     model: checkpoint directory or hub id, the bundled demo model if empty; engine_args: the fields of
-    EngineArgs. The engine runs in this thread; engine_process=True gives it a process of its own.
+    EngineArgs. The engine runs in this thread; engine_process=True gives it a process of its own,
+    data_parallel_size=N makes N of them that share the work.
     progress: gets a line for each thing the start does.
 
     A request that fails inside the engine has finish_reason "error" and its message in `RequestOutput.error`;
@@ -58,7 +59,8 @@ class LLM:
     ) -> None:
         given: dict[str, Any] = {"engine_process": False, **engine_args}
         self.args = EngineArgs(model=model, tokenizer=tokenizer, **given)
-        self._client: EngineClient = ProcessClient(self.args) if self.args.engine_process else InlineClient(self.args)
+        in_process = self.args.engine_process or self.args.data_parallel_size != 1
+        self._client: EngineClient = process_client(self.args) if in_process else InlineClient(self.args)
         self.info = self._client.start(progress)
         self._finalizer = weakref.finalize(self, self._client.close)
         try:
@@ -168,8 +170,10 @@ class LLM:
         return msgspec.convert(self._call("stats"), SchedulerStats)
 
     def get_metrics(self) -> dict[str, float]:
-        """`stats` as names and numbers."""
-        return msgspec.to_builtins(self.stats())
+        """`stats` as names and numbers, of all replicas together."""
+        numbers: dict[str, Any] = msgspec.to_builtins(self.stats())
+        del numbers["replicas"]
+        return numbers
 
     def shutdown(self) -> None:
         """Free the model, the cache and the device's memory. Twice does nothing; `del` does the same."""

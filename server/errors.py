@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Send
 
-from jaxserve.core.errors import EngineDead, EngineError, QueueFull, RequestError
+from jaxserve.core.errors import EngineDead, EngineError, QueueFull, ReplicaLost, RequestError
 
 _log = logging.getLogger(__name__)
 
@@ -73,6 +73,8 @@ def as_api_error(error: BaseException) -> ApiError:
             return ApiError(503, str(error), code="queue_full", headers=headers)
         case EngineDead():
             return ApiError(503, "the engine has stopped; the server must be restarted", code="engine_dead")
+        case ReplicaLost():
+            return ApiError(503, str(error), code="replica_lost", headers={"Retry-After": "1"})
         case EngineError():
             return ApiError(
                 500, "the engine failed on this request; the server's log has the details", code="engine_error"
@@ -136,7 +138,7 @@ async def _answer_invalid(request: Request, error: Exception) -> Response:
 
 
 def install_handlers(app: FastAPI) -> None:
-    for kind in (ApiError, RequestError, QueueFull, EngineDead, HTTPException, Exception):
+    for kind in (ApiError, RequestError, QueueFull, EngineDead, ReplicaLost, HTTPException, Exception):
         app.add_exception_handler(kind, _answer)
     app.add_exception_handler(RequestValidationError, _answer_invalid)
 

@@ -4,7 +4,7 @@ Histograms and counters are kept once and written out under each name; gauges ar
 engine when Prometheus asks.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -208,51 +208,80 @@ def _config_info(model_name: str, info: EngineInfo) -> Iterator[Metric]:
 
 
 def _engine_metrics(model_name: str, stats: SchedulerStats) -> Iterator[Metric]:
-    usage = stats.num_used_pages / stats.num_pages if stats.num_pages else 0.0
+    """One series an engine, labelled with its index; the names of older dashboards carry the sums."""
+    engines = [(str(one.index), one.stats) for one in stats.replicas] or [("0", stats)]
+    waiting = {name: one.num_waiting for name, one in engines}
+    waiting_tokens = {name: one.num_waiting_tokens for name, one in engines}
+    if stats.replicas:  # what waits for whichever replica has room first
+        waiting["queue"] = stats.num_waiting - sum(waiting.values())
+        waiting_tokens["queue"] = stats.num_waiting_tokens - sum(waiting_tokens.values())
+
+    def each(field: str) -> dict[str, float]:
+        return {name: getattr(one, field) for name, one in engines}
+
     gauges = {
-        "num_requests_running": stats.num_running,
-        "num_requests_waiting": stats.num_waiting,
-        "kv_cache_usage_perc": usage,
+        "num_requests_running": each("num_running"),
+        "num_requests_waiting": waiting,
+        "kv_cache_usage_perc": {name: _usage(one) for name, one in engines},
     }
     counters = {
-        "prefix_cache_queries": stats.prefix_cache_queries,
-        "prefix_cache_hits": stats.prefix_cache_hits,
-        "num_preemptions": stats.num_preemptions,
-        "corrupted_requests": stats.num_corrupted_requests,
-        "estimated_flops_per_gpu": stats.step_flops,
-        "estimated_read_bytes_per_gpu": stats.step_read_bytes,
-        "estimated_write_bytes_per_gpu": stats.step_write_bytes,
+        "prefix_cache_queries": each("prefix_cache_queries"),
+        "prefix_cache_hits": each("prefix_cache_hits"),
+        "num_preemptions": each("num_preemptions"),
+        "corrupted_requests": each("num_corrupted_requests"),
+        "estimated_flops_per_gpu": each("step_flops"),
+        "estimated_read_bytes_per_gpu": each("step_read_bytes"),
+        "estimated_write_bytes_per_gpu": each("step_write_bytes"),
     }
     for prefix in ("jaxserve:", "vllm:"):
-        for name, value in gauges.items():
-            yield _gauge(model_name, prefix + name, _GAUGES[name], value)
-        for name, value in counters.items():
-            family = CounterMetricFamily(prefix + name, _COUNTERS[name], labels=["model_name"])
-            family.add_metric([model_name], value)
-            yield family
-    yield from _own_gauges(model_name, stats)
-    yield from _roofline(model_name, stats)
-    old_names = {
+        for name, values in gauges.items():
+            yield _by_engine(GaugeMetricFamily, model_name, prefix + name, _GAUGES[name], values)
+        for name, values in counters.items():
+            yield _by_engine(CounterMetricFamily, model_name, prefix + name, _COUNTERS[name], values)
+    own = {
+        "kv_pages_used": ("Pages held by requests.", each("num_used_pages")),
+        "kv_pages_cached": ("Pages kept for reuse.", each("num_cached_pages")),
+        "kv_pages_total": ("Pages in the pool.", each("num_pages")),
+        "num_waiting_tokens": ("Prompt tokens waiting.", waiting_tokens),
+        "device_memory_used_bytes": ("Device memory in use; 0 on a CPU.", each("device_memory_used_bytes")),
+        "compilations_after_warmup": ("Should stay 0.", each("num_compilations_after_warmup")),
+    }
+    for name, (text, values) in own.items():
+        yield _by_engine(GaugeMetricFamily, model_name, f"jaxserve:{name}", text, values)
+    yield from _roofline(model_name, engines)
+    yield from _replicas(model_name, stats)
+    yield from _old_names(model_name, stats)
+
+
+def _usage(stats: SchedulerStats) -> float:
+    return stats.num_used_pages / stats.num_pages if stats.num_pages else 0.0
+
+
+def _old_names(model_name: str, stats: SchedulerStats) -> Iterator[Metric]:
+    values = {
         "vllm_active_requests": stats.num_running,
         "vllm_queue_size": stats.num_waiting,
-        "vllm_kv_cache_usage_ratio": usage,
+        "vllm_kv_cache_usage_ratio": _usage(stats),
         "vllm_kv_cache_blocks_used": stats.num_used_pages,
         "vllm_kv_cache_blocks_total": stats.num_pages,
         "vllm_gpu_memory_used_bytes": stats.device_memory_used_bytes,
     }
-    for name, value in old_names.items():
+    for name, value in values.items():
         yield _gauge(model_name, name, "The name older dashboards read.", value)
 
 
-def _own_gauges(model_name: str, stats: SchedulerStats) -> Iterator[Metric]:
-    yield _gauge(model_name, "jaxserve:kv_pages_used", "Pages held by requests.", stats.num_used_pages)
-    yield _gauge(model_name, "jaxserve:kv_pages_cached", "Pages kept for reuse.", stats.num_cached_pages)
-    yield _gauge(model_name, "jaxserve:kv_pages_total", "Pages in the pool.", stats.num_pages)
-    yield _gauge(model_name, "jaxserve:num_waiting_tokens", "Prompt tokens waiting.", stats.num_waiting_tokens)
-    used = stats.device_memory_used_bytes
-    yield _gauge(model_name, "jaxserve:device_memory_used_bytes", "Device memory in use; 0 on a CPU.", used)
-    late = stats.num_compilations_after_warmup
-    yield _gauge(model_name, "jaxserve:compilations_after_warmup", "Should stay 0.", late)
+def _replicas(model_name: str, stats: SchedulerStats) -> Iterator[Metric]:
+    """Of a fleet: who is up, and what each has been given."""
+    if not stats.replicas:
+        return
+    up: dict[str, float] = {str(one.index): one.is_up for one in stats.replicas}
+    requests: dict[str, float] = {str(one.index): one.num_requests for one in stats.replicas}
+    restarts: dict[str, float] = {str(one.index): one.num_restarts for one in stats.replicas}
+    yield _by_engine(GaugeMetricFamily, model_name, "jaxserve:replica_up", "1 while it takes requests.", up)
+    text = "Requests given to it and not ended."
+    yield _by_engine(GaugeMetricFamily, model_name, "jaxserve:replica_requests", text, requests)
+    text = "Times another process took its place."
+    yield _by_engine(CounterMetricFamily, model_name, "jaxserve:replica_restarts", text, restarts)
 
 
 def _peaks(model_name: str, info: EngineInfo) -> Iterator[Metric]:
@@ -266,26 +295,40 @@ def _peaks(model_name: str, info: EngineInfo) -> Iterator[Metric]:
             yield _gauge(model_name, f"jaxserve:{name}", text, value)
 
 
-def _roofline(model_name: str, stats: SchedulerStats) -> Iterator[Metric]:
+def _roofline(model_name: str, engines: list[tuple[str, SchedulerStats]]) -> Iterator[Metric]:
     """The meter's counters: shares of the roofline and of each verdict are ratios of their rates."""
     seconds = CounterMetricFamily(
         "jaxserve:step_seconds",
         "Time of steps by what bound them: memory, compute, host; unknown without the device's peaks.",
-        labels=["model_name", "bound"],
+        labels=["model_name", "engine", "bound"],
     )
-    for bound in ("memory", "compute", "host", "unknown"):
-        seconds.add_metric([model_name, bound], getattr(stats, f"step_{bound}_s"))
+    for engine, stats in engines:
+        for bound in ("memory", "compute", "host", "unknown"):
+            seconds.add_metric([model_name, engine, bound], getattr(stats, f"step_{bound}_s"))
     yield seconds
     counters = {
-        "steps": ("Steps of the engine.", stats.num_steps),
-        "step_tokens": ("Tokens that steps computed, prompts and outputs.", stats.num_step_tokens),
-        "step_floor_seconds": ("The least time the steps could take on this device.", stats.step_floor_s),
-        "host_gap_seconds": ("Time with work in which the device had no step.", stats.host_gap_s),
+        "steps": ("Steps of the engine.", "num_steps"),
+        "step_tokens": ("Tokens that steps computed, prompts and outputs.", "num_step_tokens"),
+        "step_floor_seconds": ("The least time the steps could take on this device.", "step_floor_s"),
+        "host_gap_seconds": ("Time with work in which the device had no step.", "host_gap_s"),
     }
-    for name, (text, value) in counters.items():
-        family = CounterMetricFamily(f"jaxserve:{name}", text, labels=["model_name"])
-        family.add_metric([model_name], value)
-        yield family
+    for name, (text, field) in counters.items():
+        values: dict[str, float] = {engine: getattr(stats, field) for engine, stats in engines}
+        yield _by_engine(CounterMetricFamily, model_name, f"jaxserve:{name}", text, values)
+
+
+def _by_engine(
+    kind: type[GaugeMetricFamily] | type[CounterMetricFamily],
+    model_name: str,
+    name: str,
+    text: str,
+    values: Mapping[str, float],
+) -> Metric:
+    """values: by the label `engine`."""
+    family = kind(name, text, labels=["model_name", "engine"])
+    for engine, value in values.items():
+        family.add_metric([model_name, engine], value)
+    return family
 
 
 def _gauge(model_name: str, name: str, text: str, value: float) -> Metric:

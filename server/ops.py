@@ -25,11 +25,19 @@ def router(context: ServerContext) -> APIRouter:
         routes.add_api_route(path, handler, methods=_HEAD, include_in_schema=False)
 
     async def health() -> Response:
-        """200 while requests can be answered, 503 otherwise (draining is healthy: it answers what it took)."""
+        """200 while requests can be answered, 503 otherwise (draining is healthy: it answers what it took).
+
+        Several replicas are counted in the body: "degraded" while some are not up; 503 while none is.
+        """
         if context.is_dead:
             context.check_serving()
         await context.engine.check_health()
-        return Response(status_code=200)
+        replicas = context.engine.latest_stats.replicas
+        if not replicas:
+            return Response(status_code=200)
+        num_up = sum(replica.is_up for replica in replicas)
+        status = "ok" if num_up == len(replicas) else "degraded"
+        return JSONResponse({"status": status, "num_replicas": len(replicas), "num_replicas_up": num_up})
 
     async def ready() -> Response:
         """200 while new requests are taken; 503 at start, while draining and after the engine's death.
@@ -58,7 +66,13 @@ def router(context: ServerContext) -> APIRouter:
         info, stats = await _engine_state(context)
         return Response(context.metrics.render(info, stats), headers={"content-type": CONTENT_TYPE})
 
-    get("/health", health, (503,), response_class=Response, answers={200: {"description": "Healthy"}})
+    get(
+        "/health",
+        health,
+        (503,),
+        response_class=Response,
+        answers={200: {"description": "Healthy; of several replicas a JSON object of their numbers"}},
+    )
     get("/ready", ready, (503,), response_class=JSONResponse, answers={200: {"description": "Ready"}})
     get("/version", show_version)
     get("/v1/models", models, (503,))

@@ -34,8 +34,10 @@ def parse(page: str) -> SchedulerStats | None:
     for name, labels, value in _SAMPLE.findall(page):
         if name in _COUNTERS:
             field = _COUNTERS[name]
-            setattr(stats, field, int(float(value)) if field.startswith("num_") else float(value))
+            number = int(float(value)) if field.startswith("num_") else float(value)
+            setattr(stats, field, getattr(stats, field) + number)  # a server may have several engines
             is_there = True
         elif name == "step_seconds_total" and (bound := re.search(r'bound="(\w+)"', labels)):
-            setattr(stats, f"step_{bound[1]}_s", float(value))
+            field = f"step_{bound[1]}_s"
+            setattr(stats, field, getattr(stats, field) + float(value))
     return stats if is_there else None

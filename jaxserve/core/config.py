@@ -238,6 +238,12 @@ class EngineArgs:
         True, "Dispatch the next step before the last one's tokens are read; no output depends on it.", "scheduler"
     )
     tensor_parallel_size: int = arg(1, "Devices that each layer of the model is cut over.", "parallel", short="tp")
+    data_parallel_size: int = arg(
+        1,
+        "Replicas of the engine in one server, a process and tensor_parallel_size devices each, behind one queue.",
+        "parallel",
+        short="dp",
+    )
     max_logprobs: int = arg(
         20, "The most log probabilities a request may ask for; -1 for the whole vocabulary.", "sampling"
     )

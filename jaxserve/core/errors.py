@@ -51,5 +51,9 @@ class EngineDead(JaxserveError):
     """The engine process ended; no request can be served until it is restarted (HTTP 503)."""
 
 
+class ReplicaLost(JaxserveError):
+    """The replica that ran this request ended, or none is up just now; it is restarted (HTTP 503, try again)."""
+
+
 class EngineError(JaxserveError):
     """This one request failed inside the engine (HTTP 500); others go on."""

@@ -13,11 +13,12 @@ from typing import Any, Self
 import msgspec
 
 from jaxserve.core.config import EngineArgs
-from jaxserve.core.errors import EngineDead, EngineError
+from jaxserve.core.errors import EngineDead, EngineError, ReplicaLost
 from jaxserve.core.outputs import RequestOutput
 from jaxserve.core.params import SamplingParams
 from jaxserve.engine.client import AttachableClient, Progress, ThreadClient
 from jaxserve.engine.default_sampling import default_sampling
+from jaxserve.engine.fleet_client import process_client
 from jaxserve.engine.input_processor import InputProcessor, Prompt
 from jaxserve.engine.messages import (
     AbortRequests,
@@ -31,7 +32,6 @@ from jaxserve.engine.messages import (
 )
 from jaxserve.engine.output_processor import OutputProcessor
 from jaxserve.engine.output_queue import PendingOutput, error_of
-from jaxserve.engine.process_client import ProcessClient
 from jaxserve.engine.stats_log import LOG_INTERVAL_S, StatsLog
 from jaxserve.text.tokenizer import Tokenizer
 
@@ -81,9 +81,11 @@ class AsyncEngine:
     def from_engine_args(cls, args: EngineArgs, progress: Progress = logger.info) -> Self:
         """Start an engine in a process of its own (in a thread where args.engine_process is False); returns when ready.
 
+        With data_parallel_size above 1 these are several, always processes.
         May be called with or without a running event loop. progress: gets a line for each thing the start does.
         """
-        client = ProcessClient(args) if args.engine_process else ThreadClient(args)
+        in_process = args.engine_process or args.data_parallel_size != 1
+        client = process_client(args) if in_process else ThreadClient(args)
         return cls(args, client, progress)
 
     async def generate(
@@ -158,8 +160,12 @@ class AsyncEngine:
         return self._outputs.num_live
 
     async def check_health(self) -> None:
-        """Raises EngineDead once the engine has ended (it is noticed within a second)."""
+        """Raises EngineDead once the engine has ended (it is noticed within a second), ReplicaLost while none of
+        several is up."""
         self._attach()
+        replicas = self._stats.replicas
+        if replicas and not any(replica.is_up for replica in replicas):
+            raise ReplicaLost("no replica is up; they are being started again")
 
     async def do_log_stats(self) -> None:
         """Log the line of throughput and queue lengths now."""

@@ -71,6 +71,7 @@ class SchedulerStats(msgspec.Struct):
     step_*: of the roofline meter (jaxserve/runner/meter.py), as floats since they outgrow 64 bits. step_memory_s,
     step_compute_s, step_host_s, step_unknown_s: seconds of steps by verdict; their sum is the time of all steps.
     host_gap_s: time, while there was work, in which the device had no step; num_host_gaps: how often.
+    replicas: of a fleet, whose numbers are sums then (and start again with a replica); empty for one engine.
     """
 
     num_running: int = 0
@@ -99,6 +100,7 @@ class SchedulerStats(msgspec.Struct):
     step_unknown_s: float = 0.0
     num_host_gaps: int = 0
     host_gap_s: float = 0.0
+    replicas: "list[ReplicaStats]" = []
 
     @property
     def gpu_memory_used(self) -> int:
@@ -114,6 +116,20 @@ class SchedulerStats(msgspec.Struct):
     def num_active_seqs(self) -> int:
         """num_running, likewise."""
         return self.num_running
+
+
+class ReplicaStats(msgspec.Struct):
+    """One engine of a fleet. state: up, starting (or waiting to be started again) or failed (given up)."""
+
+    index: int
+    state: str
+    num_restarts: int
+    num_requests: int
+    stats: SchedulerStats
+
+    @property
+    def is_up(self) -> bool:
+        return self.state == "up"
 
 
 class StartupProgress(msgspec.Struct, tag=True):

@@ -3,7 +3,7 @@
 import asyncio
 from dataclasses import replace
 
-from jaxserve.core.errors import EngineDead, EngineError, JaxserveError, QueueFull
+from jaxserve.core.errors import EngineDead, EngineError, JaxserveError, QueueFull, ReplicaLost
 from jaxserve.core.outputs import CompletionOutput, RequestOutput
 from jaxserve.core.params import RequestOutputKind
 
@@ -12,7 +12,11 @@ def error_of(output: RequestOutput) -> JaxserveError | None:
     """The exception that a failed request's last output stands for; None for any other output."""
     if output.error is None:
         return None
-    kinds: dict[str | None, type[JaxserveError]] = {"QueueFull": QueueFull, "EngineDead": EngineDead}
+    kinds: dict[str | None, type[JaxserveError]] = {
+        "QueueFull": QueueFull,
+        "EngineDead": EngineDead,
+        "ReplicaLost": ReplicaLost,
+    }
     return kinds.get(output.error_kind, EngineError)(output.error)
 
 

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import weakref
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -48,7 +49,7 @@ def child_environment() -> dict[str, str]:
 class _Child:
     """The process, its socket and its directory; `end` gives all three back, once, also at garbage collection."""
 
-    def __init__(self, args: EngineArgs) -> None:
+    def __init__(self, args: EngineArgs, environment: Mapping[str, str]) -> None:
         self.directory = private_dir()
         self._end_lock = threading.Lock()
         self._is_ended = False
@@ -64,7 +65,7 @@ class _Child:
             [sys.executable, "-P", "-m", "jaxserve.engine.process"],
             stdin=subprocess.PIPE,
             stdout=STDERR,
-            env=child_environment(),
+            env={**child_environment(), **environment},
             process_group=0,
         )
         spec = ProcessSpec(endpoint, args, logging.getLogger("jaxserve").getEffectiveLevel())
@@ -99,12 +100,16 @@ class _Child:
 
 
 class ProcessClient:
-    """The engine in a process of its own: it may die without us, never outlive us."""
+    """The engine in a process of its own: it may die without us, never outlive us.
+
+    environment: variables that the process gets besides our own.
+    """
 
     info: EngineInfo
 
-    def __init__(self, args: EngineArgs) -> None:
+    def __init__(self, args: EngineArgs, environment: Mapping[str, str] | None = None) -> None:
         self._args = args
+        self._environment = dict(environment or {})
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(FromEngine)
         self._child: _Child | None = None
@@ -119,9 +124,31 @@ class ProcessClient:
         """The child's process id."""
         return self._alive().process.pid
 
-    def start(self, progress: Progress = silent) -> EngineInfo:
-        self._child = _Child(self._args)
+    @property
+    def socket(self) -> zmq.Socket[bytes]:
+        """Where its messages arrive, to wait for several engines at once."""
+        return self._alive().socket
+
+    @property
+    def descriptor(self) -> int:
+        """That socket's, for an event loop to watch; there until `close`, of a dead engine too."""
+        assert self._child is not None
+        return self._child.socket.fileno()
+
+    def launch(self) -> None:
+        """Create the process; `start` waits until it is ready."""
+        self._child = _Child(self._args, self._environment)
         self._finalizer = weakref.finalize(self, self._child.end, 0.0)
+
+    def kill(self) -> None:
+        """End the process now, from any thread; whoever waits for its messages is told of its death."""
+        child = self._child
+        if child is not None:
+            child.process.kill()
+
+    def start(self, progress: Progress = silent) -> EngineInfo:
+        if self._child is None:
+            self.launch()
         try:
             self.info = wait_until_ready(self.receive, progress)
         except BaseException:
@@ -131,7 +158,10 @@ class ProcessClient:
 
     def send(self, message: ToEngine) -> None:
         child = self._alive()
-        child.socket.send(self._encoder.encode(message))
+        try:
+            child.socket.send(self._encoder.encode(message), zmq.NOBLOCK)
+        except zmq.Again:  # nobody is at the other end; its last messages are still to be read, and then its death
+            raise EngineDead("the engine process has ended") from None
         # A socket's descriptor signals an edge once, and sending may have swallowed the one for arrived messages.
         if self._loop is not None and child.socket.poll(0):
             self._loop.call_soon(self._drain)
@@ -165,7 +195,8 @@ class ProcessClient:
             self._last_words = "the engine is shut down"
         asked = hasattr(self, "info") and child.process.poll() is None
         if asked:
-            child.socket.send(self._encoder.encode(Shutdown()))
+            with contextlib.suppress(zmq.Again):  # it has left a moment ago
+                child.socket.send(self._encoder.encode(Shutdown()), zmq.NOBLOCK)
         finalizer.detach()
         child.end(CLOSE_TIMEOUT_S if asked else 0.0)
 
@@ -181,30 +212,32 @@ class ProcessClient:
             self._last_words = f"the engine process ended {how}"
         return self._last_words
 
-    def _drain(self) -> None:
-        """In the event loop: deliver every message that has arrived."""
+    def arrived(self) -> Iterator[FromEngine]:
+        """What has come, without waiting; after the last message of a dead engine, once, its EngineFailed."""
         child = self._child
-        while child is not None and self._on_message is not None and self._last_words is None:
+        while child is not None and self._last_words is None:
+            has_ended = child.process.poll() is not None  # asked first: what it sent before that is all there
             try:
-                frame = child.socket.recv(zmq.NOBLOCK)
+                message: FromEngine = self._decoder.decode(child.socket.recv(zmq.NOBLOCK))
             except zmq.Again:
-                return
-            message: FromEngine = self._decoder.decode(frame)
+                if not has_ended:
+                    return
+                message = EngineFailed(self._note_death(child))
             if isinstance(message, EngineFailed):
                 self._last_words = message.message
-            self._on_message(message)
+            yield message
             child = self._child
 
+    def _drain(self) -> None:
+        """In the event loop: deliver every message that has arrived."""
+        for message in self.arrived():
+            if self._on_message is not None:
+                self._on_message(message)
+
     def _check_alive(self) -> None:
-        child = self._child
-        if child is None or self._loop is None or self._last_words is not None:
-            return
-        if child.process.poll() is None:
+        if self._loop is not None and self._last_words is None:
             self._watch = self._loop.call_later(DEATH_CHECK_S, self._check_alive)
-            return
-        self._drain()
-        if self._last_words is None and self._on_message is not None:
-            self._on_message(EngineFailed(self._note_death(child)))
+            self._drain()
 
     def _detach(self, child: _Child | None = None) -> None:
         child = child or self._child

@@ -18,7 +18,7 @@ from engines import small_args
 from jaxserve import LLM, AsyncEngine, AsyncEngineArgs, SamplingParams
 from jaxserve.core.config import EngineArgs
 from jaxserve.core.errors import CheckpointError, ConfigError, EngineDead
-from jaxserve.engine.messages import AddRequest, Call, CallResult, Outputs
+from jaxserve.engine.messages import AddRequest, Call, CallResult, EngineFailed, Outputs
 from jaxserve.engine.process_client import ProcessClient
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8, ignore_eos=True)
@@ -151,3 +151,20 @@ def test_a_start_given_up_leaves_nothing(tiny_checkpoint: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         AsyncEngine.from_engine_args(AsyncEngineArgs(**small_args(tiny_checkpoint)), give_up)
     assert not psutil.Process().children()
+
+
+def test_sending_to_a_dead_engine_does_not_wait_for_it(client: ProcessClient) -> None:
+    os.kill(client.pid, signal.SIGKILL)
+
+    def send_on_and_on() -> None:  # until the socket knows, messages are taken and lost
+        deadline_s = time.monotonic() + 10
+        while time.monotonic() < deadline_s:
+            client.send(Call(1, "stats"))
+            time.sleep(0.001)
+
+    with pytest.raises(EngineDead, match="has ended"):
+        send_on_and_on()
+    [last_words] = list(client.arrived())
+    assert isinstance(last_words, EngineFailed)
+    assert "signal 9" in last_words.message
+    assert list(client.arrived()) == []

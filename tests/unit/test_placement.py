@@ -174,14 +174,14 @@ class PlacementMachine(RuleBasedStateMachine):
         return first, second
 
     @rule(pair=tickets, num_new=st.integers(1, 4))
-    def note_tokens(self, pair: tuple[Ticket, Ticket] | None, num_new: int) -> None:
-        if pair in self.live and pair is not None:
+    def note_tokens(self, pair: Any, num_new: int) -> None:
+        if pair is not None and pair in self.live:
             for placement, ticket in zip(self.both, pair, strict=True):
                 placement.note_tokens(ticket, num_new)
 
     @rule(pair=consumes(tickets))
-    def end(self, pair: tuple[Ticket, Ticket] | None) -> None:
-        if pair in self.live and pair is not None:
+    def end(self, pair: Any) -> None:
+        if pair is not None and pair in self.live:
             self.live.remove(pair)
             for placement, ticket in zip(self.both, pair, strict=True):
                 placement.end(ticket)
