@@ -18,6 +18,7 @@ from jaxserve import LLM, SamplingParams
 
 NUM_ROWS, NUM_QUEUED = 2, 8  # few rows: few programs to compile
 MODEL: dict[str, Any] = {"max_model_len": 256, "kv_cache_memory_bytes": 2**25, "max_num_seqs": NUM_ROWS}
+NUM_TOKENS = 200  # enough that a replica is killed in the middle of them
 PROMPTS = [f"Tell me about number {index}." for index in range(12)]
 
 
@@ -44,7 +45,7 @@ def fleet(cache_dir: Path) -> Iterator[ServerProcess]:
 @pytest.fixture(scope="module")
 def wanted(fleet: ServerProcess, cache_dir: Path) -> list[list[int]]:
     """What one engine makes of the prompts."""
-    params = [SamplingParams(temperature=1, seed=index, max_tokens=60, ignore_eos=True) for index in range(12)]
+    params = [SamplingParams(temperature=1, seed=index, max_tokens=NUM_TOKENS, ignore_eos=True) for index in range(12)]
     args: dict[str, Any] = {**ENGINE, **MODEL, "compilation_cache_dir": str(cache_dir)}
     with LLM(**args) as one:
         return [output.outputs[0].token_ids for output in one.generate(PROMPTS, params, use_tqdm=False)]
@@ -57,7 +58,7 @@ def ask(server: ServerProcess, prompt: str, **fields: Any) -> httpx.Response:
 
 def ask_all(server: ServerProcess) -> list[httpx.Response]:
     def one(index: int) -> httpx.Response:
-        return ask(server, PROMPTS[index], seed=index, temperature=1, max_tokens=60, skip_special_tokens=False)
+        return ask(server, PROMPTS[index], seed=index, temperature=1, max_tokens=NUM_TOKENS, skip_special_tokens=False)
 
     with ThreadPoolExecutor(12) as pool:
         return list(pool.map(one, range(12)))
