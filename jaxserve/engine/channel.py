@@ -136,6 +136,10 @@ class LeaderChannel:
         self._guard.stop()
         self._context.term()
 
+    def abandon(self, reason: str) -> None:
+        """From `on_loss`: tell the followers why, as far as they still hear."""
+        self.send(self._encoder.encode(Leave(reason)))
+
     def _listen(self) -> None:
         beat, beaten_s = msgspec.msgpack.encode(Beat()), 0.0
         while not self._stop.wait(_TICK_MS / 1000):

@@ -4,25 +4,21 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from jaxserve.core.config import EngineArgs, EngineConfig
 from jaxserve.core.errors import EngineDead, JaxserveError, QueueFull
 from jaxserve.core.outputs import EngineOutput, FinishReason
 from jaxserve.core.request import Request
+from jaxserve.engine.leader import Leader
 from jaxserve.engine.messages import AddRequest, EngineInfo, SchedulerStats
-from jaxserve.models.weights import LoadedModel, load_params, widened
-from jaxserve.runner.compile_cache import CompileCounter, enable_compile_cache
-from jaxserve.runner.device import Device, claim_device
+from jaxserve.engine.parts import keep, make_parts
+from jaxserve.engine.ranks import Ranks
 from jaxserve.runner.heap import release_heap, settle_heap
-from jaxserve.runner.layout import Layout, make_layout
 from jaxserve.runner.memory import memory_in_use
-from jaxserve.runner.meter import StepMeter, step_costs
-from jaxserve.runner.model_runner import InFlight, ModelRunner, StepFailedError
-from jaxserve.runner.resolve import describe
+from jaxserve.runner.meter import StepMeter
+from jaxserve.runner.model_runner import InFlight, StepFailedError
 from jaxserve.runner.roofline import Rates
-from jaxserve.runner.startup import configure, keeps_wide, kv_scales_of, start_making
 from jaxserve.schedule.scheduler import Scheduler
 
 _MAX_FAILED_STEPS = 3  # in a row, before the engine gives up
@@ -33,41 +29,21 @@ class EngineCore:
 
     Construction loads the weights and compiles everything, or what it needs to begin.
     Raises ConfigError or CheckpointError.
-    progress: called with a line for a person, now and then.
+    progress: called with a line for a person, now and then. ranks: the group that this engine leads, if any.
     """
 
-    def __init__(self, args: EngineArgs, progress: Callable[[str], None]) -> None:
-        started = time.monotonic()
-        device = claim_device(args.gpu_memory_utilization)
-        enable_compile_cache(args.compilation_cache_dir)
-        self._compiles = CompileCounter()
-        self.config, bundle = configure(args, device, progress)
-        devices = _devices(self.config, device.kind)
-        progress(f"{self.config.model.architecture} in {self.config.model.dtype} on {devices}")
-        progress(describe(self.config))
-        costs = step_costs(self.config, device, args.device_peaks)
-        self._meter = StepMeter(costs)
-        layout = make_layout(self.config)
-        scales_L2K = kv_scales_of(self.config, progress)
-        configured = time.monotonic()
-        steps, self._maker = start_making(
-            self.config,
-            device,
-            bundle,
-            layout,
-            has_kv_scales=scales_L2K is not None,
-            in_background=args.compile_in_background,
-        )
+    def __init__(self, args: EngineArgs, progress: Callable[[str], None], ranks: Ranks | None = None) -> None:
+        self._leader = None if ranks is None else Leader(ranks, progress)
         try:
-            loaded = self._load_weights(device, layout, progress)
-            weights_loaded = time.monotonic()
-            verb = "compiled" if bundle is None else "loaded"
-            self._maker.wait(lambda done, needed: progress(f"{verb} {done}/{needed} programs"))
-            compiled = time.monotonic()
-            self.runner = ModelRunner(self.config, loaded, steps, scales_L2K, waits=layout.waits)
-        except BaseException:
-            self._maker.stop()
+            parts = make_parts(args, progress, keep if self._leader is None else self._leader.agree)
+        except BaseException as error:
+            if self._leader is not None:
+                self._leader.close(f"rank 0 cannot start: {error}")
             raise
+        self.config, self._maker, self._compiles = parts.config, parts.maker, parts.compiles
+        self.runner = parts.runner
+        self._steps = parts.runner if self._leader is None else self._leader.leading(parts.runner)
+        self._meter = StepMeter(parts.costs)
         self.scheduler = Scheduler(
             self.config.scheduler,
             self.config.cache,
@@ -75,17 +51,11 @@ class EngineCore:
             rope_sensitive_len(self.config),
             model=self.config.model_path,
         )
-        times = {
-            "config": configured - started,
-            "weights": weights_loaded - configured,
-            "compile": compiled - weights_loaded,
-            "capture": time.monotonic() - compiled,
-        }
-        self.info = engine_info(self.config, devices, times, costs.rates)
+        self.info = engine_info(self.config, parts.devices, parts.times, parts.costs.rates)
         self._compiles_at_start = self._compiles.count
         self.info.num_compilations = self._compiles.count + self._compiles.in_threads
         self.info.num_pending_programs = self._maker.num_pending
-        phases = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in times.items())
+        phases = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in parts.times.items())
         pending = f"; {self._maker.num_pending} follow in the background" if self._maker.num_pending else ""
         progress(f"started: {phases}; {self.info.num_compilations} programs compiled{pending}")
         self._seeds = random.Random(args.seed)
@@ -94,15 +64,6 @@ class EngineCore:
         self._num_failed_steps = 0
         self._num_steps = self._num_step_tokens = self._num_corrupted = 0
         settle_heap()
-
-    def _load_weights(self, device: Device, layout: Layout, progress: Callable[[str], None]) -> LoadedModel:
-        config = self.config
-        path = Path(config.model_path)
-        loaded = load_params(config.model, path, config.load_format, config.seed, layout.shards, layout.place)
-        if not keeps_wide(config.model, device):
-            return loaded
-        progress("weights kept as float32: this processor has no 16-bit products")
-        return widened(loaded)
 
     @property
     def has_work(self) -> bool:
@@ -152,7 +113,7 @@ class EngineCore:
                 raise EngineDead(f"{_MAX_FAILED_STEPS} steps in a row failed; the last with: {error}") from error
             self._flights.clear()
             self.scheduler.fail_step()
-            self.runner.rebuild()
+            self._steps.rebuild()
             self._meter.failed(time.monotonic())
         self._drop_unawaited()
         return news
@@ -162,7 +123,7 @@ class EngineCore:
         scheduled = self.scheduler.schedule()
         if scheduled is not None:
             try:
-                self._flights.append(self.runner.dispatch(scheduled))
+                self._flights.append(self._steps.dispatch(scheduled))
                 self._meter.dispatched(scheduled, time.monotonic())
             except StepFailedError:
                 while self._flights:  # they were dispatched before it: their tokens are good
@@ -176,7 +137,7 @@ class EngineCore:
     def _land(self) -> list[EngineOutput]:
         """Wait for the oldest step in flight and book it."""
         flight = self._flights.popleft()
-        results = self.runner.collect(flight)
+        results = self._steps.collect(flight)
         self._meter.collected(time.monotonic())
         self._num_failed_steps = 0
         self._num_steps += 1
@@ -214,17 +175,17 @@ class EngineCore:
             return self.scheduler.reset_prefix_cache()
         raise ValueError(f"the engine has no method {method!r}")
 
-    def close(self) -> None:
-        """Give the device's memory back. A program that is being compiled is finished, none is begun."""
+    def close(self, reason: str | None = None) -> None:
+        """Give the device's memory back. A program that is being compiled is finished, none is begun.
+
+        reason: why it could not go on, for those who follow.
+        """
         self._maker.stop()
         self._flights.clear()
-        del self.runner
+        del self.runner, self._steps
+        if self._leader is not None:
+            self._leader.close(reason)
         release_heap()
-
-
-def _devices(config: EngineConfig, kind: str) -> str:
-    """For people: what the model lies on."""
-    return kind if config.tensor_parallel_size == 1 else f"{config.tensor_parallel_size} x {kind}"
 
 
 def rope_sensitive_len(config: EngineConfig) -> int | None:

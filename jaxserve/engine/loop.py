@@ -49,7 +49,7 @@ class Core(Protocol):
     def step(self) -> list[EngineOutput]: ...
     def stats(self) -> SchedulerStats: ...
     def call(self, method: str, args: list[Any]) -> Any: ...
-    def close(self) -> None: ...
+    def close(self, reason: str | None = None) -> None: ...
 
 
 def make_core(args: EngineArgs, progress: Callable[[str], None]) -> Core:
@@ -136,13 +136,15 @@ def run_engine(args: EngineArgs, receive: Receive, emit: Emit) -> bool:
             logger.exception("the engine could not start")
         emit(StartupFailed(type(error).__name__, str(error)))
         return False
+    reason: str | None = "the engine was interrupted"
     try:
         emit(Ready(core.info))
         serve(core, receive, emit)
+        reason = None
     except Exception as error:
         logger.exception("the engine cannot go on")
-        emit(EngineFailed(f"{type(error).__name__}: {error}"))
-        return False
+        reason = f"{type(error).__name__}: {error}"
+        emit(EngineFailed(reason))
     finally:
-        core.close()
-    return True
+        core.close(reason)
+    return reason is None

@@ -53,7 +53,7 @@ def claim_device(gpu_memory_utilization: float) -> Device:
     """Start JAX's backend with the wished share of the device's memory and look at the first device."""
     share = check_memory_share(gpu_memory_utilization)
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", f"{share:.3f}")
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     if device.platform == "cpu":
         return this_cpu()
     stats = device.memory_stats()

@@ -40,7 +40,7 @@ class Layout:
 
     @property
     def devices(self) -> list[Any]:
-        return jax.devices()[:1] if self.mesh is None else list(self.mesh.devices.flat)
+        return jax.local_devices()[:1] if self.mesh is None else list(self.mesh.devices.flat)
 
     @property
     def waits(self) -> bool:

@@ -50,7 +50,7 @@ _SOURCES = (
 
 def machine_key() -> Key:
     """The device, its software, and the sources that the programs are made from."""
-    device: Any = jax.devices()[0]
+    device: Any = jax.local_devices()[0]
     on_cpu = device.platform == "cpu"
     versions = {f"{name} version": _version(name) for name in _PACKAGES}
     return versions | {

@@ -61,7 +61,7 @@ def kept_tokens(
 def _choose() -> str:
     if jax.default_backend() != "gpu":
         return "xla"
-    reason = missing_on(jax.devices()[0])
+    reason = missing_on(jax.local_devices()[0])
     if reason is None:
         return "jax_triton"
     _log.warning("top-k and top-p run through XLA: %s", reason)
