@@ -16,6 +16,7 @@ _HANDLERS = frozenset(
         "/metrics",
         "/openapi.json",
         "/ready",
+        "/server_info",
         "/tokenize",
         "/v1/chat/completions",
         "/v1/completions",

@@ -61,6 +61,23 @@ def router(context: ServerContext) -> APIRouter:
         context.check_model(model_id)
         return _card(context)
 
+    async def server_info() -> dict[str, Any]:
+        """What this server runs, for people and for routers; sampling defaults are the checkpoint's own."""
+        engine = context.engine
+        return {
+            "version": __version__,
+            "served_model_name": context.model,
+            "architecture": engine.info.architecture,
+            "dtype": engine.info.dtype,
+            "kv_cache_dtype": engine.info.kv_cache_dtype,
+            "device": engine.info.device,
+            "max_model_len": engine.info.max_model_len,
+            "max_num_seqs": engine.info.max_num_seqs,
+            "data_parallel_size": engine.args.data_parallel_size,
+            "tensor_parallel_size": engine.args.tensor_parallel_size,
+            "default_sampling": engine.default_sampling,
+        }
+
     async def metrics() -> Response:
         """Metrics in the text format of Prometheus; without the engine's own gauges while it is away."""
         info, stats = await _engine_state(context)
@@ -77,6 +94,7 @@ def router(context: ServerContext) -> APIRouter:
     get("/version", show_version)
     get("/v1/models", models, (503,))
     get("/v1/models/{model_id:path}", model, (400, 404, 503))
+    get("/server_info", server_info, (503,))
     text = {200: {"description": "Metrics", "content": {"text/plain": {"schema": {"type": "string"}}}}}
     get("/metrics", metrics, response_class=Response, answers=text)
     return routes

@@ -246,6 +246,9 @@ def test_models_and_version(client: openai.OpenAI, http: httpx.Client) -> None:
     assert card["max_model_len"] == 256
     assert client.models.retrieve("tiny").id == "tiny"
     assert set(http.get("/version").json()) == {"version"}
+    info = http.get("/server_info").json()
+    assert info["served_model_name"] == "tiny"
+    assert (info["max_model_len"], info["data_parallel_size"], info["default_sampling"]) == (256, 1, {})
     assert http.head("/metrics").status_code == 200
 
 
