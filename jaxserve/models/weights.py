@@ -153,7 +153,9 @@ def random_params(
             continue
         matrix = _random_matrix(jax.random.fold_in(key, i), whole[parameter].shape, leaf.dtype)
         if shards.axis is not None:
-            rows = matrix.reshape(-1, matrix.shape[-1])
+            # Off the device before the parts come: between them it would leave holes that no layer's pool fits into.
+            rows = np.array(matrix).reshape(-1, matrix.shape[-1])
+            matrix.delete()
             matrix = place(axes[parameter], leaf.shape, partial(_cut_whole, cuts[parameter], leaf, rows))
         leaves.append(matrix)
     return LoadedModel(graphdef, leaves, treedef, list(axes.values()))

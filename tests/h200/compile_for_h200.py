@@ -1,6 +1,6 @@
 """Compile cases for an H200, leaving what the compilers said in a folder a case.
 
-    python compile_for_h200.py steps|kernels FOLDER
+    python compile_for_h200.py steps|kernels|cuts FOLDER
 
 Runs in the environment that has XLA's CUDA compiler (tests/h200/conftest.py starts it). Left are hlo.txt,
 the optimised program; memory.json; thunks.txt, what XLA will launch; ptxas.txt, the assembler's report on
@@ -19,15 +19,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from h200_cases import KERNELS, MEMORY_BYTES, STEPS, llama_8b
+from h200_cases import CUT_BUCKET, CUTS, KERNELS, MEMORY_BYTES, STEPS, llama_8b, llama_70b
 
 from jaxserve.batch.buckets import BucketGrid
 from jaxserve.models.weights import abstract_params
 from jaxserve.runner.bundle import serialize
+from jaxserve.runner.layout import Layout
 from jaxserve.runner.lowering import compiler_options, lower_step
-from jaxserve.runner.programs import Program, programs_of
+from jaxserve.runner.programs import Program, programs_of, state_shapes
 from jaxserve.runner.step import initial_state
 from pallas_kernels import ragged_paged_attention
+from sharding.mesh import MeshShape, make_mesh
 from sharding.targets import target_devices
 
 _MEMORY_FIELDS = ("argument", "output", "alias", "temp")
@@ -92,11 +94,24 @@ def lower_kernel(placement: jax.sharding.Sharding, case: dict[str, Any]) -> jax.
     )
 
 
+def lower_cut(num_hosts: int, num_each: int) -> jax.stages.Lowered:
+    """A decode step of a 70B model's widths over so many devices of so many hosts."""
+    config = llama_70b(num_hosts * num_each)
+    devices = target_devices("h200", num_hosts=num_hosts, devices_per_host=num_each, memory_bytes=MEMORY_BYTES)
+    layout = Layout(make_mesh(MeshShape(tensor=len(devices)), devices))
+    model = abstract_params(config.model, layout.shards)
+    state = state_shapes(config, layout, has_kv_scales=False)
+    return lower_step(config, model, CUT_BUCKET, state, layout=layout)
+
+
 def main(group: str, out: Path) -> None:
     placement = jax.sharding.SingleDeviceSharding(target_devices("h200", memory_bytes=MEMORY_BYTES)[0])
     if group == "kernels":
         for name, case in KERNELS.items():
             leave(out / name, lower_kernel(placement, case))
+    elif group == "cuts":
+        for name, (num_hosts, num_each) in CUTS.items():
+            leave(out / name, lower_cut(num_hosts, num_each), CUT_BUCKET.num_tokens)
     else:
         config = llama_8b()
         model = abstract_params(config.model)

@@ -1,6 +1,7 @@
 """Reading what the compilers left of one program (tests/h200/compile_for_h200.py)."""
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,6 +10,8 @@ from pathlib import Path
 # Of these an array is named, not made.
 _NAMING = {"parameter", "get-tuple-element", "bitcast", "constant"}
 _MADE = re.compile(r"\s+(?:ROOT )?%\S+ = (\w+)\[([\d,]*)\]\S* ([\w-]+)\(")  # dtype, dimensions, operation
+
+_DIMS = r"\w+\[([\d,]*)\]"
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,15 @@ class Program:
     def num_calls(self) -> int:
         """Calls of kernels of ours."""
         return self._hlo.count('custom_call_target="mosaic_gpu')
+
+    @cached_property
+    def collectives(self) -> list[tuple[str, int]]:
+        """(operation, elements of the largest array) of everything that devices tell each other."""
+        pattern = r" = ([^=]*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+        return [
+            (operation, max(math.prod(map(int, filter(None, dims.split(",")))) for dims in re.findall(_DIMS, shapes)))
+            for shapes, operation in re.findall(pattern, self._hlo)
+        ]
 
     @cached_property
     def num_sorts(self) -> int:

@@ -46,6 +46,14 @@ def steps(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Program]:
 
 
 @pytest.fixture(scope="session")
+def cuts(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Program]:
+    """A step over several devices, by the name of its case."""
+    folder = tmp_path_factory.mktemp("cuts")
+    _compile("compile_for_h200.py", "cuts", folder)
+    return lambda name: Program(folder / name)
+
+
+@pytest.fixture(scope="session")
 def triton_kernels(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[Kernel]]:
     """What the assembler says of a case's jax-triton kernels, by its name and compute capability."""
     folder = tmp_path_factory.mktemp("triton")

@@ -115,3 +115,18 @@ def llama_8b() -> EngineConfig:
     model = model_config_from_hf(LLAMA_8B)
     config = resolve(EngineArgs(), model, Path(), Device("gpu", "NVIDIA H200", MEMORY_BYTES))
     return replace(config, attention_implementation="mosaic_gpu")
+
+
+CUTS: dict[str, tuple[int, int]] = {"cut_2": (1, 2), "cut_4": (1, 4), "cut_8": (1, 8), "cut_2x8": (2, 8)}
+"""Hosts, and devices of each."""
+
+CUT_BUCKET = Bucket(64, 64)
+
+
+def llama_70b(num_devices: int) -> EngineConfig:
+    """Llama-3.1-70B with two of its layers, which are all alike, over so many H200s."""
+    widths = dict(hidden_size=8192, intermediate_size=28672, num_attention_heads=64, num_hidden_layers=2)
+    model = model_config_from_hf(LLAMA_8B | widths)
+    args = EngineArgs(tensor_parallel_size=num_devices)
+    config = resolve(args, model, Path(), Device("gpu", "NVIDIA H200", MEMORY_BYTES))
+    return replace(config, attention_implementation="mosaic_gpu")
