@@ -10,7 +10,9 @@ RULES: dict[str, str | None] = {
     "vocab": TENSOR,  # rows of embedding and head, columns of logits
     "heads": TENSOR,  # query and KV heads, fused or not
     "ff": TENSOR,  # width of the feed-forward
-    "experts": None,  # each is cut within
+    "experts": TENSOR,  # each whole on one device
+    "all_experts": None,  # each cut within
+    "expert_ff": None,  # width of an expert that is whole
     "embed": None,  # width of the model
     "head_dim": None,
 }

@@ -55,6 +55,8 @@ class ModelConfig:
     num_experts: 0 where all layers are dense; num_experts_per_tok: picked for each token; moe_intermediate_size: width
     of an expert; norm_topk_prob: the weights of a token's experts add up to 1. sparse_layers: one entry a layer,
     whether it has experts in place of a feed-forward of intermediate_size; empty for none.
+    expert_parallel: over several devices each has whole experts instead of a part of each; num_expert_shards: of how
+    many such devices num_experts are one's share.
     sliding_windows: one entry a layer; tokens a query may look back on (itself included), None for all.
     dtype: of weights and activations: float32, bfloat16 or float16.
     eos_token_ids: ids that end a sequence, from config.json and generation_config.json.
@@ -85,6 +87,8 @@ class ModelConfig:
     moe_intermediate_size: int = 0
     norm_topk_prob: bool = False
     sparse_layers: tuple[bool, ...] = ()
+    expert_parallel: bool = False
+    num_expert_shards: int = 1
 
 
 @dataclass(frozen=True)

@@ -33,13 +33,16 @@ class Experts(nnx.Module):
 class MixtureOfExperts(nnx.Module):
     """The sum over each token's num_picked best experts of the router's weight times the expert's output.
 
-    normalize: the weights of a token add up to 1. shards: where the experts here are parts of wider ones.
+    normalize: the weights of a token add up to 1. shards: where the experts here are parts of wider ones, or num_here
+    of the num_experts there are, in order: hidden states are the same on all devices, so each adds up what its own
+    experts have to say, and one sum over the devices makes it whole.
     """
 
     def __init__(
         self,
         *,
         num_experts: int,
+        num_here: int,
         num_picked: int,
         size: int,
         width: int,
@@ -48,7 +51,8 @@ class MixtureOfExperts(nnx.Module):
         shards: Shards = WHOLE,
     ) -> None:
         self.router = Linear(size, num_experts, bias=False, dtype=dtype)
-        self.experts = Experts(num_experts, size, width, dtype=dtype)
+        self.experts = Experts(num_here, size, width, dtype=dtype)
+        self.num_experts, self.num_here = num_experts, num_here
         self.num_picked, self.normalize, self.shards = num_picked, normalize, shards
 
     def __call__(self, x_TD: Float[Array, "T D"], is_token_T: Bool[Array, "T"]) -> Float[Array, "T D"]:
@@ -57,15 +61,22 @@ class MixtureOfExperts(nnx.Module):
         weights_TE, picks_TE = route(logits_TE, self.num_picked, self.normalize)
         picks_TE &= is_token_T[:, None]
         weights_TE = jnp.where(picks_TE, weights_TE, 0)
+        if self.num_here < self.num_experts:
+            first = self.shards.index() * self.num_here
+            weights_TE, picks_TE = (
+                lax.dynamic_slice_in_dim(x_TE, first, self.num_here, axis=1) for x_TE in (weights_TE, picks_TE)
+            )
+        num_tokens, most_picks = x_TD.shape[0], min(self.num_picked, self.num_here)
+        rows = rows_of_a_tile(num_tokens, self.num_experts, self.num_picked)
         gate_up_EFD, down_EDF = self.experts.gate_up[...], self.experts.down[...]
 
         def tiles(x_TD: Array, weights_TE: Array, picks_TE: Array) -> Array:
-            return experts_by_tiles(x_TD, weights_TE, picks_TE, gate_up_EFD, down_EDF, self.num_picked)
+            return experts_by_tiles(x_TD, weights_TE, picks_TE, gate_up_EFD, down_EDF, rows, most_picks)
 
         def every(x_TD: Array, weights_TE: Array, picks_TE: Array) -> Array:
             return all_experts(x_TD, weights_TE, gate_up_EFD, down_EDF)
 
-        default = every if prefers_all(x_TD.shape[0], weights_TE.shape[1], self.num_picked) else tiles
+        default = every if prefers_all(num_tokens, self.num_experts, self.num_picked) else tiles
         y_TD = lax.platform_dependent(x_TD, weights_TE, picks_TE, cpu=tiles, default=default)
         return self.shards.sum(y_TD.astype(x_TD.dtype))
 
@@ -115,16 +126,15 @@ def experts_by_tiles(
     picks_TE: Bool[Array, "T E"],
     gate_up_EFD: Float[Array, "E F2 D"],
     down_EDF: Float[Array, "E D F"],
-    num_picked: int,
+    rows: int,
+    most_picks: int,
 ) -> Float[Array, "T D"]:
-    """The picked experts alone, a tile of one expert's tokens at a time: float32.
+    """The picked experts alone, a tile of `rows` tokens of one expert at a time: float32.
 
-    num_picked: the most picks of a token. A token's experts are added up in order of their number, whoever else is
+    most_picks: of a token. A token's experts are added up in order of their number, whoever else is
     in the step.
     """
-    num_tokens, num_experts = picks_TE.shape
-    rows = rows_of_a_tile(num_tokens, num_experts, num_picked)
-    tokens_IR, experts_I, num_filled = tiles_of(picks_TE, rows, num_tokens * num_picked)
+    tokens_IR, experts_I, num_filled = tiles_of(picks_TE, rows, picks_TE.shape[0] * most_picks)
 
     def add_tile(i: Array, sums_TD: Array) -> Array:
         tokens_R, expert = tokens_IR[i], experts_I[i]

@@ -155,7 +155,7 @@ class Llama(nnx.Module):
         return jnp.where(self.vocabulary.ids() < self.vocabulary.size, logits_BV, -jnp.inf)
 
     @staticmethod
-    def logical_axes(parameter: str) -> tuple[str, ...]:
+    def logical_axes(parameter: str, config: ModelConfig) -> tuple[str, ...]:
         """Names of a parameter's dimensions: what of it may be cut over devices. parameter: its path."""
         module, _, kind = parameter.rpartition(".")
         name = module.rpartition(".")[2]

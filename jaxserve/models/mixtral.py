@@ -14,9 +14,13 @@ _NAMES = {
     "Qwen3MoeForCausalLM": ("mlp", "gate_proj", "up_proj", "down_proj"),
 }
 _LOGICAL_AXES = {
-    "router.weight": ("experts", "embed"),
-    "experts.gate_up": ("experts", "ff", "embed"),
-    "experts.down": ("experts", "embed", "ff"),
+    "router.weight": ("all_experts", "embed"),
+    "experts.gate_up": ("all_experts", "ff", "embed"),
+    "experts.down": ("all_experts", "embed", "ff"),
+}
+_OF_WHOLE_EXPERTS = _LOGICAL_AXES | {
+    "experts.gate_up": ("experts", "expert_ff", "embed"),
+    "experts.down": ("experts", "embed", "expert_ff"),
 }
 
 
@@ -28,7 +32,8 @@ class Mixtral(Llama):
         if not is_sparse(config, layer):
             return Llama.make_feed_forward(config, layer, shards)
         return MixtureOfExperts(
-            num_experts=config.num_experts,
+            num_experts=config.num_experts * config.num_expert_shards,
+            num_here=config.num_experts,
             num_picked=config.num_experts_per_tok,
             size=config.hidden_size,
             width=config.moe_intermediate_size,
@@ -38,12 +43,13 @@ class Mixtral(Llama):
         )
 
     @staticmethod
-    def logical_axes(parameter: str) -> tuple[str, ...]:
-        return _LOGICAL_AXES.get(".".join(parameter.split(".")[-2:])) or Llama.logical_axes(parameter)
+    def logical_axes(parameter: str, config: ModelConfig) -> tuple[str, ...]:
+        axes = _OF_WHOLE_EXPERTS if config.expert_parallel else _LOGICAL_AXES
+        return axes.get(".".join(parameter.split(".")[-2:])) or Llama.logical_axes(parameter, config)
 
     @staticmethod
     def checkpoint_layout(config: ModelConfig) -> CheckpointLayout:
-        """An expert's gate rows come before its up rows, and one expert after another."""
+        """An expert's gate rows come before its up rows, one expert after another; a share's experts are the first."""
         d, f, experts = config.hidden_size, config.moe_intermediate_size, range(config.num_experts)
         block, gate, up, down = _NAMES[config.architecture]
         layout = Llama.checkpoint_layout(config)
@@ -53,7 +59,7 @@ class Mixtral(Llama):
             ours, theirs = f"layers.{i}.feed_forward.", f"model.layers.{i}.{block}."
             for name in ("gate_up", "down"):
                 del layout[f"{ours}{name}.weight"]
-            layout[ours + "router.weight"] = ((theirs + "gate.weight", config.num_experts),)
+            layout[ours + "router.weight"] = ((theirs + "gate.weight", config.num_experts * config.num_expert_shards),)
             layout[ours + "experts.gate_up"] = tuple(
                 (f"{theirs}experts.{e}.{part}.weight", f) for e in experts for part in (gate, up)
             )

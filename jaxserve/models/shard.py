@@ -12,13 +12,9 @@ def shard_of(model: ModelConfig, num_shards: int) -> ModelConfig:
     """
     if num_shards == 1:
         return model
-    for name, size in (
-        ("attention heads", model.num_heads),
-        ("intermediate_size", model.intermediate_size),
-        ("moe_intermediate_size", model.moe_intermediate_size),
-    ):
+    for name, size in _must_divide(model):
         if size % num_shards:
-            raise _does_not_divide(model, num_shards, f"{size} {name}" if "heads" in name else f"{name}={size}")
+            raise _does_not_divide(model, num_shards, f"{name}={size}" if "_" in name else f"{size} {name}")
     if model.num_kv_heads % num_shards and num_shards % model.num_kv_heads:
         raise _does_not_divide(model, num_shards, f"{model.num_kv_heads} KV heads")
     return replace(
@@ -26,19 +22,32 @@ def shard_of(model: ModelConfig, num_shards: int) -> ModelConfig:
         num_heads=model.num_heads // num_shards,
         num_kv_heads=max(1, model.num_kv_heads // num_shards),
         intermediate_size=model.intermediate_size // num_shards,
-        moe_intermediate_size=model.moe_intermediate_size // num_shards,
         vocab_size=-(-model.vocab_size // num_shards),
+        **_experts_of(model, num_shards),
     )
+
+
+def _experts_of(model: ModelConfig, num_shards: int) -> dict[str, int]:
+    if model.expert_parallel:
+        return {"num_experts": model.num_experts // num_shards, "num_expert_shards": num_shards}
+    return {"moe_intermediate_size": model.moe_intermediate_size // num_shards}
+
+
+def _must_divide(model: ModelConfig) -> list[tuple[str, int]]:
+    """Names and sizes of all that is cut into equal parts, KV heads apart."""
+    sizes = [("attention heads", model.num_heads)]
+    if not model.sparse_layers or not all(model.sparse_layers):
+        sizes.append(("intermediate_size", model.intermediate_size))
+    if any(model.sparse_layers):
+        experts = ("experts", model.num_experts)
+        sizes.append(experts if model.expert_parallel else ("moe_intermediate_size", model.moe_intermediate_size))
+    return sizes
 
 
 def sizes_that_divide(model: ModelConfig, most: int = 64) -> list[int]:
     """Every tensor_parallel_size up to `most` that the model can be cut into."""
-    heads, kv_heads, widths = (
-        model.num_heads,
-        model.num_kv_heads,
-        (model.intermediate_size, model.moe_intermediate_size),
-    )
-    divides = lambda n: not (heads % n or any(w % n for w in widths) or (kv_heads % n and n % kv_heads))  # noqa: E731
+    kv_heads, sizes = model.num_kv_heads, [size for _, size in _must_divide(model)]
+    divides = lambda n: not (any(size % n for size in sizes) or (kv_heads % n and n % kv_heads))  # noqa: E731
     return [n for n in range(1, most + 1) if divides(n)]
 
 

@@ -177,7 +177,7 @@ class Cut:
 
     rows: of the whole tensor; own_rows: of a shard's part of it, own_columns likewise (None: all, or a vector).
     num_shards: parts of the parameter. Parts that are fewer than shards go to several shards each; the last ones of
-    a vocabulary may be short.
+    a vocabulary may be short. only_shard: the one that has the tensor, None if all have a part of it.
     """
 
     tensor: str
@@ -186,6 +186,10 @@ class Cut:
     own_columns: int | None
     num_shards: int
     is_padded: bool
+    only_shard: int | None = None
+
+    def is_on(self, shard: int) -> bool:
+        return self.only_shard in (None, shard)
 
     def rows_of(self, shard: int) -> slice:
         if self.own_rows >= self.rows:
@@ -212,15 +216,24 @@ def _cuts(config: ModelConfig, shards: Shards, axes: dict[str, tuple[str, ...]])
     for parameter, parts in whole.items():
         is_cut = len(axes[parameter]) > 1 and axes[parameter][-1] in _CUT_AXES and shards.size > 1
         columns = abstract[parameter].shape[-1] if is_cut else None
-        is_padded = axes[parameter][0] == "vocab"
+        is_padded, own_parts = axes[parameter][0] == "vocab", own[parameter]
+        num_own = len(own_parts)  # fewer than all where each shard has tensors of its own
         cuts[parameter] = [
-            Cut(tensor, rows, own_rows, columns, shards.size, is_padded)
-            for (tensor, rows), (_, own_rows) in zip(parts, own[parameter], strict=True)
+            Cut(
+                tensor,
+                rows,
+                own_rows=own_parts[i % num_own][1],
+                own_columns=columns,
+                num_shards=shards.size,
+                is_padded=is_padded,
+                only_shard=None if num_own == len(parts) else i // num_own,
+            )
+            for i, (tensor, rows) in enumerate(parts)
         ]
     return cuts
 
 
-_CUT_AXES = ("vocab", "heads", "ff")
+_CUT_AXES = ("vocab", "heads", "ff", "experts")
 
 
 def _whole_shape(shape: tuple[int, ...], axes: tuple[str, ...], shards: Shards) -> tuple[int, ...]:
@@ -238,11 +251,11 @@ def _cut_whole(cuts: Sequence[Cut], leaf: jax.ShapeDtypeStruct, whole: Any, shar
     start = first = 0
     for cut in cuts:
         rows = cut.rows_of(shard)
-        if rows.start < rows.stop:
+        if cut.is_on(shard) and rows.start < rows.stop:
             picked = slice(first + rows.start, first + rows.stop)
             part = whole[picked] if out.ndim == 1 else whole[picked, cut.columns_of(shard)]
             out[start : start + rows.stop - rows.start] = np.asarray(part)
-        start, first = start + cut.own_rows, first + cut.rows
+        start, first = start + cut.own_rows * cut.is_on(shard), first + cut.rows
     return out.reshape(leaf.shape)
 
 
@@ -261,7 +274,7 @@ def _abstract(
     graphdef, state = nnx.split(model)
     with_paths, treedef = jax.tree_util.tree_flatten_with_path(state)
     leaves = {_dotted(path): leaf for path, leaf in with_paths}
-    return graphdef, leaves, treedef, {name: kind.logical_axes(name) for name in leaves}
+    return graphdef, leaves, treedef, {name: kind.logical_axes(name, config) for name in leaves}
 
 
 def _dotted(path: tuple[Any, ...]) -> str:
@@ -324,7 +337,7 @@ def _assemble(cuts: Sequence[Cut], leaf: jax.ShapeDtypeStruct, sources: dict[str
         return sources[tensor].get_tensor(tensor).astype(leaf.dtype, copy=False)
     stacked = _rows_of(leaf)
     start = 0
-    for cut in cuts:
+    for cut in (cut for cut in cuts if cut.is_on(shard)):
         view, rows = sources[cut.tensor].get_slice(cut.tensor), cut.rows_of(shard)
         if rows.start < rows.stop:  # a slice of nothing is refused
             part = view[rows] if stacked.ndim == 1 else view[rows, cut.columns_of(shard)]

@@ -22,7 +22,11 @@ def dense_matrix_parameters(model: ModelConfig) -> int:
     qkv = (model.num_heads + 2 * model.num_kv_heads) * model.head_dim * width
     num_sparse = sum(model.sparse_layers)
     feed_forwards = (model.num_layers - num_sparse) * 3 * width * model.intermediate_size
-    return model.num_layers * (qkv + heads * width) + feed_forwards + num_sparse * model.num_experts * width
+    return (
+        model.num_layers * (qkv + heads * width)
+        + feed_forwards
+        + num_sparse * model.num_experts * model.num_expert_shards * width
+    )
 
 
 def expert_parameters(model: ModelConfig) -> int:

@@ -158,14 +158,15 @@ def prefill_s(
 
 def matrices_used(model: ModelConfig) -> int:
     """Weights of the layers' matrices that one token is multiplied with."""
-    return dense_matrix_parameters(model) + model.num_experts_per_tok * expert_parameters(model)
+    picked = model.num_experts_per_tok * expert_parameters(model) // model.num_expert_shards
+    return dense_matrix_parameters(model) + picked
 
 
 def matrices_read(model: ModelConfig, num_tokens: int) -> int:
     """Weights of the layers' matrices that a step of so many tokens reads: of experts the expected number."""
     if not model.num_experts:
         return dense_matrix_parameters(model)
-    missed = (1 - model.num_experts_per_tok / model.num_experts) ** num_tokens
+    missed = (1 - model.num_experts_per_tok / (model.num_experts * model.num_expert_shards)) ** num_tokens
     return dense_matrix_parameters(model) + round(model.num_experts * (1 - missed) * expert_parameters(model))
 
 

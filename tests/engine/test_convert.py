@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ LLAMA: dict[str, Any] = {"attention_bias": True, "mlp_bias": True, "vocab_size":
 QWEN3_MOE: dict[str, Any] = {
     "architectures": ["Qwen3MoeForCausalLM"],
     "model_type": "qwen3_moe",
-    "num_experts": 5,
+    "num_experts": 4,
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 24,
     "mlp_only_layers": [0],
@@ -71,9 +72,9 @@ def test_tokens_are_the_same(make_tiny_checkpoint: Make, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("num_shards", [2, 4])
-@pytest.mark.parametrize("overrides", [LLAMA, QWEN3_MOE])
+@pytest.mark.parametrize(("overrides", "whole_experts"), [(LLAMA, False), (QWEN3_MOE, False), (QWEN3_MOE, True)])
 def test_any_mesh_gets_its_shards(
-    make_tiny_checkpoint: Make, tmp_path: Path, overrides: dict[str, Any], num_shards: int
+    make_tiny_checkpoint: Make, tmp_path: Path, overrides: dict[str, Any], whole_experts: bool, num_shards: int
 ) -> None:
     """Also with fewer KV heads than shards, and a vocabulary that does not divide."""
     source = make_tiny_checkpoint(**overrides)
@@ -86,7 +87,8 @@ def test_any_mesh_gets_its_shards(
             parts.extend(make_shard(number) for number in range(num_shards))
             return jnp.asarray(parts[-1])
 
-        load_params(load_model_config(path), path, shards=Shards("tensor", num_shards), place=keep)
+        config = replace(load_model_config(path), expert_parallel=whole_experts)
+        load_params(config, path, shards=Shards("tensor", num_shards), place=keep)
         return parts
 
     for one, other in zip(shards_of(out), shards_of(source), strict=True):

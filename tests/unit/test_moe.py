@@ -33,7 +33,9 @@ def plain(x_TD: np.ndarray, layer: MixtureOfExperts, num_picked: int, normalize:
 
 
 def make_layer(num_experts: int, num_picked: int, normalize: bool, seed: int = 0) -> MixtureOfExperts:
-    sizes: dict[str, Any] = dict(num_experts=num_experts, num_picked=num_picked, size=SIZE, width=WIDTH)
+    sizes: dict[str, Any] = dict(
+        num_experts=num_experts, num_here=num_experts, num_picked=num_picked, size=SIZE, width=WIDTH
+    )
     layer = MixtureOfExperts(**sizes, normalize=normalize, dtype=jnp.dtype(jnp.float32))
     rng = np.random.default_rng(seed)
     for owner, name in ((layer.router, "weight"), (layer.experts, "gate_up"), (layer.experts, "down")):

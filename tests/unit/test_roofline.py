@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxserve.core.config import ModelConfig, PoolConfig
-from jaxserve.runner.memory import num_parameters
+from jaxserve.models.shard import shard_of
+from jaxserve.runner.memory import dense_matrix_parameters, num_parameters
 from jaxserve.runner.roofline import Rates, StepCost, StepCosts, decode_s, matrices_read, matrices_used, prefill_s
 from jaxserve.schedule.output import ScheduledRow, SchedulerOutput
 
@@ -181,6 +182,17 @@ def test_of_experts_those_that_are_picked_are_computed_and_read() -> None:
     assert matrices_read(QWEN3_30B_A3B, 1) == attention_and_router + 8 * an_expert
     assert matrices_read(QWEN3_30B_A3B, 2) == attention_and_router + int(15.5 * an_expert)  # half of one is shared
     assert matrices_read(QWEN3_30B_A3B, 10_000) == attention_and_router + 128 * an_expert
+
+
+def test_devices_share_the_experts_work() -> None:
+    """Each with whole ones: together they read and compute what one device would."""
+    whole = replace(QWEN3_30B_A3B, expert_parallel=True)
+    share = shard_of(whole, 4)
+    same_everywhere = 48 * 128 * 2048  # the router
+    for of_model in (matrices_used, lambda model: matrices_read(model, 3)):
+        attention = 4 * (dense_matrix_parameters(share) - same_everywhere)
+        experts = of_model(share) - dense_matrix_parameters(share)
+        assert attention + same_everywhere + 4 * experts == pytest.approx(of_model(whole), abs=4)
 
 
 def test_layers_without_experts_count_as_dense_ones() -> None:

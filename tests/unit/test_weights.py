@@ -101,9 +101,9 @@ def test_a_shard_has_its_part_of_every_expert(make_tiny_checkpoint: Make, family
     layer = whole.merge(whole.leaves).layers[1].feed_forward
     gate, up = np.split(np.asarray(layer.experts.gate_up[...]), 2, axis=1)
     halves = [np.concatenate([half[:, 24 * i : 24 * (i + 1)] for half in (gate, up)], axis=1) for i in range(2)]
-    for got, want in zip(found["experts", "ff", "embed"], halves, strict=True):
+    for got, want in zip(found["all_experts", "ff", "embed"], halves, strict=True):
         np.testing.assert_array_equal(got, want)
-    down = np.concatenate(found["experts", "embed", "ff"], axis=2)
+    down = np.concatenate(found["all_experts", "embed", "ff"], axis=2)
     np.testing.assert_array_equal(down, layer.experts.down[...])
 
 
