@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jaxserve.core.checkpoint import load_model_config, resolve_model_path
+from jaxserve.core.checkpoint import resolve_model_path
 from jaxserve.core.config import EngineArgs, EngineConfig, ModelConfig, PlanArgs
 from jaxserve.core.errors import ConfigError
 from jaxserve.demo import demo_checkpoint
@@ -18,6 +18,7 @@ from jaxserve.runner.memory import format_bytes, num_parameters
 from jaxserve.runner.resolve import resolve
 from jaxserve.runner.roofline import Rates, decode_s, prefill_s, rates_of
 from jaxserve.runner.sizes import Sizes, matrix_itemsize, sizes_of
+from jaxserve.runner.startup import model_config
 from sharding.targets.peaks import Peaks, device_peaks
 
 _BATCHES = (1, 16, 64, 256)
@@ -98,7 +99,7 @@ def make_plan(plan_args: PlanArgs, args: EngineArgs) -> Plan:
     """Raises DoesNotFit, naming flags and values that would do, or ConfigError for bad input."""
     _check(plan_args)
     path = _config_path(args)
-    return plan_model(plan_args, args, load_model_config(path, dtype=args.dtype, overrides=args.hf_overrides), path)
+    return plan_model(plan_args, args, model_config(args, path), path)
 
 
 def plan_model(plan_args: PlanArgs, args: EngineArgs, model: ModelConfig, path: Path) -> Plan:

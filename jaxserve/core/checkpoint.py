@@ -9,6 +9,7 @@ import logging
 import re
 from collections.abc import Mapping
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +68,21 @@ def resolve_model_path(model: str, revision: str | None = None, *, with_weights:
         ) from error
 
 
-def load_model_config(path: Path, *, dtype: str = "auto", overrides: Mapping[str, Any] | None = None) -> ModelConfig:
+def load_model_config(
+    path: Path, *, dtype: str = "auto", overrides: Mapping[str, Any] | None = None, expert_parallel: bool = False
+) -> ModelConfig:
     """The checked ModelConfig of the checkpoint in `path`, or of a config.json given by itself under any name.
 
-    overrides: config.json fields to replace.
+    overrides: config.json fields to replace. expert_parallel: see ModelConfig; ConfigError if there are no experts.
     """
     if path.is_file():
-        return model_config_from_hf(read_hf_config(path.parent, overrides, path.name), dtype=dtype)
-    hf = read_hf_config(path, overrides)
-    return model_config_from_hf(hf, dtype=dtype, generation_config=read_generation_config(path))
+        model = model_config_from_hf(read_hf_config(path.parent, overrides, path.name), dtype=dtype)
+    else:
+        hf = read_hf_config(path, overrides)
+        model = model_config_from_hf(hf, dtype=dtype, generation_config=read_generation_config(path))
+    if expert_parallel and not model.num_experts:
+        raise ConfigError(f"enable_expert_parallel=True: {model.architecture} in {path} has no experts; leave it out.")
+    return replace(model, expert_parallel=expert_parallel)
 
 
 def read_hf_config(path: Path, overrides: Mapping[str, Any] | None = None, name: str = "config.json") -> dict[str, Any]:

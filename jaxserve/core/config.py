@@ -248,6 +248,11 @@ class EngineArgs:
         "parallel",
         short="dp",
     )
+    enable_expert_parallel: bool = arg(
+        False,
+        "Give each tensor-parallel device whole experts of a mixture instead of a part of every one.",
+        "parallel",
+    )
     max_logprobs: int = arg(
         20, "The most log probabilities a request may ask for; -1 for the whole vocabulary.", "sampling"
     )

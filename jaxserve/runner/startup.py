@@ -30,7 +30,7 @@ def configure(args: EngineArgs, device: Device, progress: Callable[[str], None])
     path = resolve_model_path(
         args.model or str(demo_checkpoint()), args.revision, with_weights=args.load_format != "dummy"
     )
-    model = load_model_config(path, dtype=args.dtype, overrides=args.hf_overrides)
+    model = model_config(args, path)
     if args.bundle is None:
         if args.bundle_sha256 is not None:
             raise ConfigError("bundle_sha256 is the fingerprint of a bundle: name the file with bundle")
@@ -38,6 +38,12 @@ def configure(args: EngineArgs, device: Device, progress: Callable[[str], None])
     bundle = Bundle(Path(args.bundle), args.bundle_sha256)
     progress(f"bundle {bundle.path} with the fingerprint {bundle.fingerprint}")
     return _resolve_for(bundle, args, model, path, device), bundle
+
+
+def model_config(args: EngineArgs, path: Path) -> ModelConfig:
+    """What the checkpoint in path is, with what the flags say of it."""
+    whole_experts = args.enable_expert_parallel
+    return load_model_config(path, dtype=args.dtype, overrides=args.hf_overrides, expert_parallel=whole_experts)
 
 
 def kv_scales_of(config: EngineConfig, progress: Callable[[str], None]) -> np.ndarray | None:

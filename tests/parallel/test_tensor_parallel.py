@@ -28,7 +28,21 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen3": {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "vocab_size": 517},
     "mistral": {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 24},
 }
-CUTS = [("llama", 2), ("llama", 8), ("qwen2", 2), ("qwen3", 4), ("mistral", 2)]
+EXPERTS: dict[str, Any] = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
+QWEN3_MOE: dict[str, Any] = {"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], **EXPERTS}
+MODELS["moe"] = QWEN3_MOE | {"num_hidden_layers": 3, "mlp_only_layers": [1]}
+CUTS = [
+    *(("llama", 2), ("llama", 8), ("qwen2", 2), ("qwen3", 4), ("mistral", 2)),
+    *(("moe", 2), ("moe, whole experts", 4)),
+]
+
+
+def _model(name: str) -> str:
+    return name.partition(",")[0]
+
+
+def _cut(name: str, size: int) -> dict[str, Any]:
+    return {"tensor_parallel_size": size, "enable_expert_parallel": "whole" in name}
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +50,7 @@ def found(make_tiny_checkpoint: Callable[..., Path], tmp_path_factory: pytest.Te
     """By "model size", what the child process found."""
     paths = {name: str(make_tiny_checkpoint(**config)) for name, config in MODELS.items()}
     jobs = [
-        {"name": f"{name} {size}", "engine": SMALL | {"model": paths[name], "tensor_parallel_size": size}}
+        {"name": f"{name} {size}", "engine": SMALL | _cut(name, size) | {"model": paths[_model(name)]}}
         for name, size in [*((name, 1) for name in MODELS), *CUTS]
     ]
     folder = tmp_path_factory.mktemp("cut")
@@ -49,7 +63,7 @@ def found(make_tiny_checkpoint: Callable[..., Path], tmp_path_factory: pytest.Te
 @pytest.mark.parametrize(("name", "size"), CUTS)
 @pytest.mark.parametrize("time", ["first", "again"])
 def test_says_what_one_device_says(found: dict[str, Any], name: str, size: int, time: str) -> None:
-    ours, theirs = found[f"{name} {size}"][time], found[f"{name} 1"][time]
+    ours, theirs = found[f"{name} {size}"][time], found[f"{_model(name)} 1"][time]
     assert ours["tokens"] == theirs["tokens"]
     for kind in ("logprobs", "prompt_logprobs"):
         for cut, whole in zip(ours[kind], theirs[kind], strict=True):
@@ -77,3 +91,13 @@ def test_the_requests_ask_for_different_things(found: dict[str, Any]) -> None:
 def test_what_cannot_be_is_named(tiny_checkpoint: Path, size: int, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         LLM(**SMALL, model=str(tiny_checkpoint), tensor_parallel_size=size)  # pyright: ignore[reportArgumentType]
+
+
+def test_whole_experts_need_experts_that_divide(
+    tiny_checkpoint: Path, make_tiny_checkpoint: Callable[..., Path]
+) -> None:
+    with pytest.raises(ConfigError, match=r"enable_expert_parallel=True: LlamaForCausalLM in .* has no experts"):
+        LLM(**SMALL, model=str(tiny_checkpoint), enable_expert_parallel=True)  # pyright: ignore[reportArgumentType]
+    path = str(make_tiny_checkpoint(**QWEN3_MOE | {"num_experts": 6}))
+    with pytest.raises(ConfigError, match=r"size=4: the model's 6 experts cannot be cut into 4 .* takes 1, 2\."):
+        LLM(**SMALL, model=path, tensor_parallel_size=4, enable_expert_parallel=True)  # pyright: ignore[reportArgumentType]
