@@ -18,6 +18,7 @@ from jaxserve.bench import commands
 from jaxserve.cli_flags import EPILOG, Parser, UsageError, add_flags, build, gather
 from jaxserve.core.config import EngineArgs, PlanArgs, arg
 from jaxserve.core.errors import ConfigError, DoesNotFit, EngineError, JaxserveError, RequestError
+from jaxserve.engine.ranks import ranks_of
 from server.args import ServerArgs
 
 if TYPE_CHECKING:
@@ -53,6 +54,11 @@ def serve(argv: Sequence[str]) -> int:
     values = gather(given, EngineArgs, ServerArgs)
     engine_args, server_args = _engine_args(given["model_tag"], values), build(ServerArgs, values)
     _start_log(logging.INFO)
+    ranks = ranks_of(engine_args)
+    if ranks is not None and not ranks.is_leader:
+        from jaxserve.engine.follower import follow
+
+        return follow(engine_args, ranks, _say)
     from server.app import serve as serve_http
 
     return serve_http(engine_args, server_args, _say)

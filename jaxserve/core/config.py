@@ -253,6 +253,16 @@ class EngineArgs:
         "Give each tensor-parallel device whole experts of a mixture instead of a part of every one.",
         "parallel",
     )
+    nnodes: int | str = arg(
+        1,
+        "Hosts that share the model, a process each; auto asks LeaderWorkerSet or Slurm. See docs/multihost.md.",
+        "parallel",
+    )
+    node_rank: int | None = arg(
+        None, "Which of the nnodes hosts this is; 0 serves HTTP, the others follow.", "parallel"
+    )
+    master_addr: str | None = arg(None, "Address of host 0, as every host reaches it.", "parallel")
+    master_port: int = arg(29501, "Where host 0 listens for the others, with the port after it.", "parallel")
     max_logprobs: int = arg(
         20, "The most log probabilities a request may ask for; -1 for the whole vocabulary.", "sampling"
     )

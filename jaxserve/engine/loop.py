@@ -27,6 +27,7 @@ from jaxserve.engine.messages import (
     StartupProgress,
     ToEngine,
 )
+from jaxserve.engine.ranks import ranks_of
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ def make_core(args: EngineArgs, progress: Callable[[str], None]) -> Core:
     started = time.monotonic()
     module = importlib.import_module("jaxserve.engine.core")
     imported = time.monotonic()
-    core: Core = module.EngineCore(args, progress)
+    core: Core = module.EngineCore(args, progress, ranks_of(args))
     core.info.startup_s = {"import": round(imported - started, 3), **core.info.startup_s}
     return core
 

@@ -10,7 +10,7 @@ from jaxserve.models.weights import LoadedModel, load_params, widened
 from jaxserve.runner.compile_cache import CompileCounter, enable_compile_cache
 from jaxserve.runner.compiling import ProgramMaker
 from jaxserve.runner.device import Device, claim_device
-from jaxserve.runner.layout import Layout, make_layout
+from jaxserve.runner.layout import Layout, check_spread, make_layout
 from jaxserve.runner.meter import StepCosts, step_costs
 from jaxserve.runner.model_runner import ModelRunner
 from jaxserve.runner.resolve import describe
@@ -57,6 +57,7 @@ def make_parts(args: EngineArgs, progress: Callable[[str], None], agree: Agree =
     progress(describe(config))
     costs = step_costs(config, device, args.device_peaks)
     layout = make_layout(config)
+    check_spread(layout)
     scales_L2K = kv_scales_of(config, progress)
     configured = time.monotonic()
     has_scales = scales_L2K is not None

@@ -92,7 +92,8 @@ def main() -> int:
     finally:
         pipe.close()
     code = 0 if asked_to_leave else 1
-    if any(thread.name.startswith(COMPILER_THREADS) for thread in threading.enumerate()):
+    in_disorder = code != 0 and spec.args.nnodes != 1  # JAX's way out would wait for the other hosts
+    if in_disorder or any(thread.name.startswith(COMPILER_THREADS) for thread in threading.enumerate()):
         # XLA cannot be interrupted, and the interpreter would wait for it: nothing is left to be tidied up.
         logging.shutdown()
         os._exit(code)

@@ -4,10 +4,12 @@ One process a host, with all of the host's devices. Rank 0 leads: it schedules a
 decisions (jaxserve/engine/follower.py).
 """
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
+from jaxserve.core.config import EngineArgs
 from jaxserve.core.errors import ConfigError
 
 DEFAULT_PORT = 29501
@@ -77,6 +79,26 @@ def find_ranks(
     )
     _check(found, merged.names)
     return None if found.num_ranks == 1 else found
+
+
+def ranks_of(args: EngineArgs) -> Ranks | None:
+    """The group that an engine's arguments and this process's environment ask for; None for one process alone.
+
+    Raises ConfigError, also where the rest of the arguments cannot be had in a group.
+    """
+    found = find_ranks(args.nnodes, args.node_rank, args.master_addr, args.master_port, os.environ)
+    if found is not None and not args.engine_process:
+        raise ConfigError(f"engine_process=False with nnodes={args.nnodes}: a group's engine has a process of its own.")
+    if found is not None and args.data_parallel_size != 1:
+        raise ConfigError(
+            f"data_parallel_size={args.data_parallel_size} with nnodes={args.nnodes}: a group serves one copy of the "
+            f"model; start a group for each."
+        )
+    if found is not None and args.compile_in_background:
+        raise ConfigError(
+            f"compile_in_background with nnodes={args.nnodes}: every host must run the same programs; leave it out."
+        )
+    return found
 
 
 def _of_flags(nnodes: int | str, node_rank: int | None, master_addr: str | None) -> _Found:

@@ -109,6 +109,16 @@ def make_layout(config: EngineConfig, devices: Sequence[Any] | None = None) -> L
     return Layout(make_mesh(MeshShape(tensor=size), found))
 
 
+def check_spread(layout: Layout) -> None:
+    """Raises ConfigError where a process of a group would have no part of the model."""
+    busy = {device.process_index for device in layout.devices} if layout.mesh is not None else {0}
+    if len(busy) < jax.process_count():
+        raise ConfigError(
+            f"tensor_parallel_size={layout.shards.size} lies on {len(busy)} of nnodes={jax.process_count()} hosts: "
+            f"set it to the devices of all hosts, {jax.device_count()}, or start fewer hosts."
+        )
+
+
 def leaf_specs(model: LoadedModel) -> list[PartitionSpec]:
     return [spec_of(axes) for axes in model.axes]
 
