@@ -1,6 +1,6 @@
 """Compile cases for an H200, leaving what the compilers said in a folder a case.
 
-    python compile_for_h200.py steps|kernels|cuts FOLDER
+    python compile_for_h200.py steps|kernels|cuts|experts FOLDER
 
 Runs in the environment that has XLA's CUDA compiler (tests/h200/conftest.py starts it). Left are hlo.txt,
 the optimised program; memory.json; thunks.txt, what XLA will launch; ptxas.txt, the assembler's report on
@@ -19,13 +19,25 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from h200_cases import CUT_BUCKET, CUTS, KERNELS, MEMORY_BYTES, STEPS, llama_8b, llama_70b
+from flax import nnx
+from h200_cases import (
+    CUT_BUCKET,
+    CUTS,
+    EXPERT_STEPS,
+    EXPERTS,
+    KERNELS,
+    MEMORY_BYTES,
+    STEPS,
+    llama_8b,
+    llama_70b,
+)
 
 from jaxserve.batch.buckets import BucketGrid
+from jaxserve.layers.moe import MixtureOfExperts
 from jaxserve.models.weights import abstract_params
 from jaxserve.runner.bundle import serialize
 from jaxserve.runner.layout import Layout
-from jaxserve.runner.lowering import compiler_options, lower_step
+from jaxserve.runner.lowering import compiler_options, lower_step, specs
 from jaxserve.runner.programs import Program, programs_of, state_shapes
 from jaxserve.runner.step import initial_state
 from pallas_kernels import ragged_paged_attention
@@ -104,6 +116,15 @@ def lower_cut(num_hosts: int, num_each: int) -> jax.stages.Lowered:
     return lower_step(config, model, CUT_BUCKET, state, layout=layout)
 
 
+def lower_experts(placement: jax.sharding.Sharding, num_tokens: int) -> jax.stages.Lowered:
+    """A mixture of experts in bfloat16."""
+    layer = nnx.eval_shape(lambda: MixtureOfExperts(**EXPERTS, dtype=jnp.dtype(jnp.bfloat16)))
+    graphdef, state = nnx.split(layer)
+    x_TD = jax.ShapeDtypeStruct((num_tokens, EXPERTS["size"]), jnp.bfloat16)
+    inputs = specs((state, x_TD, jax.ShapeDtypeStruct((num_tokens,), jnp.bool_)), placement)
+    return jax.jit(lambda state, x_TD, is_token_T: nnx.merge(graphdef, state)(x_TD, is_token_T)).lower(*inputs)
+
+
 def main(group: str, out: Path) -> None:
     placement = jax.sharding.SingleDeviceSharding(target_devices("h200", memory_bytes=MEMORY_BYTES)[0])
     if group == "kernels":
@@ -112,6 +133,9 @@ def main(group: str, out: Path) -> None:
     elif group == "cuts":
         for name, (num_hosts, num_each) in CUTS.items():
             leave(out / name, lower_cut(num_hosts, num_each), CUT_BUCKET.num_tokens)
+    elif group == "experts":
+        for name, num_tokens in EXPERT_STEPS.items():
+            leave(out / name, lower_experts(placement, num_tokens), num_tokens)
     else:
         config = llama_8b()
         model = abstract_params(config.model)

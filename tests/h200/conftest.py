@@ -54,6 +54,14 @@ def cuts(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Program]:
 
 
 @pytest.fixture(scope="session")
+def experts(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Program]:
+    """A mixture of experts, by the name of its case."""
+    folder = tmp_path_factory.mktemp("experts")
+    _compile("compile_for_h200.py", "experts", folder)
+    return lambda name: Program(folder / name)
+
+
+@pytest.fixture(scope="session")
 def triton_kernels(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[Kernel]]:
     """What the assembler says of a case's jax-triton kernels, by its name and compute capability."""
     folder = tmp_path_factory.mktemp("triton")

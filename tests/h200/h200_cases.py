@@ -40,6 +40,10 @@ STEPS: dict[str, Bucket] = {
     "mixed_8192": Bucket(8192, 256),
 }
 
+# A layer of Qwen3-30B-A3B, by the tokens of a step.
+EXPERTS: dict[str, Any] = dict(num_experts=128, num_here=128, num_picked=8, size=2048, width=768, normalize=True)
+EXPERT_STEPS = {"experts_1": 1, "experts_64": 64, "experts_8192": 8192}
+
 LLAMA_HEADS: dict[str, Any] = dict(
     num_rows=16,
     num_tokens=16,
