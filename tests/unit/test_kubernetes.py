@@ -81,3 +81,34 @@ def test_there_is_time_to_drain(objects: dict[str, Any], server_args: ServerArgs
 def test_a_whole_gpu_is_asked_for(container: dict[str, Any]) -> None:
     resources = container["resources"]
     assert resources["requests"]["nvidia.com/gpu"] == resources["limits"]["nvidia.com/gpu"] == 1
+
+
+@pytest.fixture(scope="module")
+def group() -> dict[str, Any]:
+    """Of the manifest for two hosts: its LeaderWorkerSet and its Service."""
+    return {one["kind"]: one for one in yaml.safe_load_all(MANIFEST.with_name("two-hosts.yaml").read_text())}
+
+
+def test_a_group_of_hosts_is_started_alike_and_parts_as_one(group: dict[str, Any]) -> None:
+    assert group["LeaderWorkerSet"]["apiVersion"] == "leaderworkerset.x-k8s.io/v1"
+    template = group["LeaderWorkerSet"]["spec"]["leaderWorkerTemplate"]
+    assert template["restartPolicy"] == "RecreateGroupOnPodRestart"
+    [leader], [worker] = (template[f"{role}Template"]["spec"]["containers"] for role in ("leader", "worker"))
+    alike = ("image", "command", "args", "env", "resources", "volumeMounts")
+    assert {key: leader[key] for key in alike} == {key: worker[key] for key in alike}
+    parser = Parser()
+    parser.add_argument("model_tag", nargs="?")
+    add_flags(parser, EngineArgs, ServerArgs)
+    values = gather(parser.parse(leader["args"]), EngineArgs, ServerArgs)
+    num_gpus = leader["resources"]["limits"]["nvidia.com/gpu"]
+    assert build(EngineArgs, values).tensor_parallel_size == template["size"] * num_gpus
+    paths = build_app(ServerContext(build(ServerArgs, values), ("model",))).openapi()["paths"]
+    assert all(leader[probe]["httpGet"]["path"] in paths for probe in PROBES)
+    assert not any(probe in worker for probe in PROBES)  # only rank 0 has HTTP
+
+
+def test_the_service_of_a_group_asks_its_leader_alone(group: dict[str, Any]) -> None:
+    template = group["LeaderWorkerSet"]["spec"]["leaderWorkerTemplate"]
+    selector = group["Service"]["spec"]["selector"].items()
+    assert selector <= template["leaderTemplate"]["metadata"]["labels"].items()
+    assert not selector <= template["workerTemplate"]["metadata"]["labels"].items()
