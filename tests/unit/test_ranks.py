@@ -2,8 +2,9 @@
 
 import pytest
 
+from jaxserve.core.config import EngineArgs
 from jaxserve.core.errors import ConfigError
-from jaxserve.engine.ranks import DEFAULT_PORT, Ranks, find_ranks, first_node
+from jaxserve.engine.ranks import DEFAULT_PORT, Ranks, find_ranks, first_node, ranks_of
 
 LWS = {"LWS_LEADER_ADDRESS": "llm-0.llm.default", "LWS_GROUP_SIZE": "4", "LWS_WORKER_INDEX": "3"}
 JOB = {"JOB_COMPLETION_INDEX": "1"}
@@ -100,3 +101,19 @@ def test_first_node(nodes, first):
 def test_refusals_name_the_source(arguments, message):
     with pytest.raises(ConfigError, match=message):
         find(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"engine_process": False}, "engine_process=False with nnodes=2"),
+        ({"data_parallel_size": 2}, "data_parallel_size=2 with nnodes=2: .*start a group for each"),
+        ({"compile_in_background": True}, "compile_in_background with nnodes=2"),
+    ],
+)
+def test_what_a_group_cannot_have_is_named(args, message):
+    group = {"nnodes": 2, "node_rank": 0, "master_addr": "10.0.0.1"}
+    assert ranks_of(EngineArgs(**group)) == Ranks(2, 0, "10.0.0.1")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ConfigError, match=message):
+        ranks_of(EngineArgs(**group | args))  # pyright: ignore[reportArgumentType]
+    assert ranks_of(EngineArgs(**args)) is None
