@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jaxserve.bench.flags import DatasetArgs, LatencyArgs, ServeArgs, StartupArgs, ThroughputArgs
+from jaxserve.bench.flags import DatasetArgs, LatencyArgs, MultihostArgs, ServeArgs, StartupArgs, ThroughputArgs
 from jaxserve.cli_flags import EPILOG, Parser, UsageError, add_flags, build, gather
 from jaxserve.core.config import EngineArgs
 
@@ -43,6 +43,14 @@ def startup(argv: Sequence[str]) -> int:
     return run(build(StartupArgs, values), engine_values(values), argv)
 
 
+def multihost(argv: Sequence[str]) -> int:
+    """Time a model's steps over ever more devices, of one host or several, or predict them (--simulate)."""
+    values = _values("multihost", multihost, argv, MultihostArgs, EngineArgs)
+    from jaxserve.bench.multihost import run
+
+    return run(build(MultihostArgs, values), build(EngineArgs, values), argv)
+
+
 def kernels(argv: Sequence[str]) -> int:
     """Check and time kernels by themselves, beside the device's own copy and matrix rates."""
     from jaxserve.bench.kernels import main
@@ -56,6 +64,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "throughput": throughput,
     "serve": serve,
     "startup": startup,
+    "multihost": multihost,
     "kernels": kernels,
 }
 

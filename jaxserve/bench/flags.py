@@ -145,3 +145,30 @@ class StartupArgs:
     num_iters_warmup: int = arg(1, "Starts that fill the cache for the warm ones.", "benchmark")
     num_iters_warm: int = arg(3, "Starts with that cache.", "benchmark")
     output_json: str | None = arg(None, "Write the result to this file.", "benchmark")
+
+
+@dataclass
+class MultihostArgs:
+    """A model's steps over several meshes."""
+
+    tensor_parallel_sizes: list[str] | None = arg(
+        None, "Devices of each mesh; powers of two up to all that there are if unset.", "benchmark", several=True
+    )
+    batch_size: int = arg(32, "Rows of a decode step.", "benchmark")
+    context_len: int = arg(1024, "Tokens that each row of a decode step sees.", "benchmark")
+    prompt_len: int = arg(1024, "Tokens of the prompt of a prompt step.", "benchmark")
+    num_steps: int = arg(20, "Steps of one run, back to back.", "benchmark")
+    num_iters: int = arg(5, "Runs; the median counts.", "benchmark")
+    output_json: str | None = arg(None, "Write the result to this file.", "benchmark")
+    output_svg: str | None = arg(None, "Draw tokens/s over devices into this file.", "benchmark")
+
+    simulate: bool = arg(
+        False, "Predict instead: compile for devices that are not there, and add up assumed links.", "simulation"
+    )
+    simulate_device: str = arg("h200", "Device to predict for: h200 or h100.", "simulation")
+    devices_per_host: int = arg(8, "Devices of a host; more lie on several.", "simulation")
+    peak_share: float = arg(0.8, "Share of the device's peaks that kernels are taken to reach.", "simulation")
+    link_gbps: float = arg(450.0, "GB/s that a device sends to others of its host (NVLink 4).", "simulation")
+    link_start_us: float = arg(10.0, "Microseconds a collective takes to start within a host.", "simulation")
+    hosts_link_gbps: float = arg(50.0, "GB/s that a device sends to other hosts (400 Gb/s).", "simulation")
+    hosts_link_start_us: float = arg(30.0, "Microseconds a collective takes to start across hosts.", "simulation")

@@ -1,6 +1,6 @@
 """Compile cases for an H200, leaving what the compilers said in a folder a case.
 
-    python compile_for_h200.py steps|kernels|cuts|experts FOLDER
+    python compile_for_h200.py steps|kernels|cuts|experts|simulated FOLDER
 
 Runs in the environment that has XLA's CUDA compiler (tests/h200/conftest.py starts it). Left are hlo.txt,
 the optimised program; memory.json; thunks.txt, what XLA will launch; ptxas.txt, the assembler's report on
@@ -26,12 +26,14 @@ from h200_cases import (
     EXPERT_STEPS,
     EXPERTS,
     KERNELS,
+    LLAMA_8B,
     MEMORY_BYTES,
     STEPS,
     llama_8b,
     llama_70b,
 )
 
+from jaxserve import cli
 from jaxserve.batch.buckets import BucketGrid
 from jaxserve.layers.moe import MixtureOfExperts
 from jaxserve.models.weights import abstract_params
@@ -136,6 +138,10 @@ def main(group: str, out: Path) -> None:
     elif group == "experts":
         for name, num_tokens in EXPERT_STEPS.items():
             leave(out / name, lower_experts(placement, num_tokens), num_tokens)
+    elif group == "simulated":
+        (out / "config.json").write_text(json.dumps(LLAMA_8B | {"num_hidden_layers": 1, "model_type": "llama"}))
+        simulate = ["--simulate", "--tensor-parallel-sizes", "2", "16", "--output-json", str(out / "simulated.json")]
+        assert cli.main(["bench", "multihost", "--model", str(out), *simulate]) == 0
     else:
         config = llama_8b()
         model = abstract_params(config.model)

@@ -1,10 +1,12 @@
 """Compiling for an H200 where there is none: by the interpreter of an environment that has XLA's CUDA compiler."""
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from compiled_program import Kernel, Program, read_ptxas
@@ -59,6 +61,14 @@ def experts(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Program
     folder = tmp_path_factory.mktemp("experts")
     _compile("compile_for_h200.py", "experts", folder)
     return lambda name: Program(folder / name)
+
+
+@pytest.fixture(scope="session")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The record of `jaxserve bench multihost --simulate` over 2 and 2 x 8 devices, of one layer."""
+    folder = tmp_path_factory.mktemp("simulated")
+    _compile("compile_for_h200.py", "simulated", folder)
+    return json.loads((folder / "simulated.json").read_text())
 
 
 @pytest.fixture(scope="session")

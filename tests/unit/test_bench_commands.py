@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from jaxserve.bench import kernels, latency, report, serve, startup, throughput
+from jaxserve.bench import kernels, latency, multihost, report, serve, startup, throughput
 from jaxserve.bench.datasets import make_dataset
 from jaxserve.bench.flags import DatasetArgs
 from jaxserve.cli import main
@@ -22,7 +22,7 @@ WORDS = {"MODEL": "some/model", "FILE": "out.json", "RATE": "12.5", "N": "750", 
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What the benchmarks are called with, instead of running."""
     calls: list[Any] = []
-    for module in (latency, throughput, serve, startup):
+    for module in (latency, throughput, serve, startup, multihost):
         monkeypatch.setattr(module, "run", lambda *args: calls.append(args) or 0)
     monkeypatch.setattr(kernels, "main", lambda argv, prog: calls.append((kernels.parser(prog).parse_args(argv),)))
     return calls
@@ -37,7 +37,14 @@ def test_the_command_line_takes_it(command: str, asked: list[Any]) -> None:
 
 def test_every_workload_has_one() -> None:
     assert len(COMMANDS) >= 13
-    assert {command.split()[2] for command in COMMANDS} == {"latency", "throughput", "serve", "startup", "kernels"}
+    assert {command.split()[2] for command in COMMANDS} == {
+        "latency",
+        "throughput",
+        "serve",
+        "startup",
+        "multihost",
+        "kernels",
+    }
 
 
 def lengths(asked: list[Any], workload: str) -> set[tuple[int, int, int]]:
