@@ -1,1 +1,1 @@
-"""Meshes, axis names and the placement of parameters over several devices. Empty until a model spans more than one."""
+"""Meshes, axis names, the placement of arrays over several devices, and processes that join."""
