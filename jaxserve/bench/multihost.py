@@ -25,7 +25,7 @@ from jaxserve.core.config import EngineArgs
 from jaxserve.core.errors import ConfigError
 from jaxserve.demo import demo_checkpoint
 from jaxserve.engine.channel import own_address
-from jaxserve.engine.ranks import Ranks, ranks_of
+from jaxserve.engine.ranks import Ranks, host_port, ranks_of
 from jaxserve.runner import processes
 from jaxserve.runner.device import claim_device
 
@@ -67,8 +67,7 @@ def _sized(args: MultihostArgs, engine: EngineArgs) -> EngineArgs:
 def _join(ranks: Ranks | None) -> None:
     if ranks is None:
         return
-    own = own_address(ranks.address) if ranks.is_leader else None
-    bind = None if own is None else f"[{own}]:{ranks.port}" if ":" in own else f"{own}:{ranks.port}"
+    bind = host_port(own_address(ranks.address), ranks.port) if ranks.is_leader else None
     processes.join(ranks.coordinator, ranks.num_ranks, ranks.rank, bind, b"bench", _JOIN_TIMEOUT_S)
 
 

@@ -18,6 +18,7 @@ from zmq.auth.thread import ThreadAuthenticator
 
 from jaxserve.core.errors import ConfigError, EngineDead
 from jaxserve.engine.group_messages import Beat, Failure, FromFollower, FromLeader, Hello, Leave
+from jaxserve.engine.ranks import host_port
 from jaxserve.engine.transcript import Transcript
 
 BEAT_S = 0.5
@@ -43,7 +44,7 @@ def own_address(address: str) -> str:
 
 
 def endpoint(address: str, port: int) -> str:
-    return f"tcp://[{address}]:{port}" if ":" in address else f"tcp://{address}:{port}"
+    return f"tcp://{host_port(address, port)}"
 
 
 class _Allowed:

@@ -12,7 +12,7 @@ from jaxserve.core.step_result import RowResult
 from jaxserve.engine.agreement import hello_of, settle, with_pages
 from jaxserve.engine.channel import LeaderChannel, make_keys, own_address
 from jaxserve.engine.group_messages import Collect, Dispatch, Welcome
-from jaxserve.engine.ranks import Ranks
+from jaxserve.engine.ranks import Ranks, host_port
 from jaxserve.engine.transcript import Transcript
 from jaxserve.runner import processes
 from jaxserve.runner.model_runner import InFlight, ModelRunner
@@ -32,7 +32,7 @@ class Leader:
     def __init__(self, ranks: Ranks, progress: Callable[[str], None]) -> None:
         progress(f"rank 0 of {ranks.num_ranks}: waiting for the others at {ranks.coordinator}")
         own, keys = own_address(ranks.address), make_keys()
-        bind = f"[{own}]:{ranks.port}" if ":" in own else f"{own}:{ranks.port}"
+        bind = host_port(own, ranks.port)
         greetings = processes.join(ranks.coordinator, ranks.num_ranks, 0, bind, keys[0], JOIN_TIMEOUT_S)
         self._transcript = Transcript()
         self._channel = LeaderChannel(own, ranks.channel_port, keys, greetings[1:], self._transcript, self._end_process)

@@ -17,6 +17,11 @@ AUTO = "auto"
 _NUM_PORTS = 2  # JAX's coordinator, and the leader's channel beside it
 
 
+def host_port(address: str, port: int) -> str:
+    """host:port, as an address of IPv6 needs it too."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
 @dataclass(frozen=True, slots=True)
 class Ranks:
     """This process's place. address: rank 0's own, as every host can reach it; port, port + 1: where rank 0 listens."""
@@ -33,8 +38,7 @@ class Ranks:
     @property
     def coordinator(self) -> str:
         """Where JAX's processes meet."""
-        host = f"[{self.address}]" if ":" in self.address else self.address
-        return f"{host}:{self.port}"
+        return host_port(self.address, self.port)
 
     @property
     def channel_port(self) -> int:

@@ -34,33 +34,25 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture(scope="session")
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Program]:
     """A kernel's program, by the name of its case."""
-    folder = tmp_path_factory.mktemp("kernels")
-    _compile("compile_for_h200.py", "kernels", folder)
-    return lambda name: Program(folder / name)
+    return _programs(tmp_path_factory, "kernels")
 
 
 @pytest.fixture(scope="session")
 def steps(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Program]:
     """A whole step, by the name of its case."""
-    folder = tmp_path_factory.mktemp("steps")
-    _compile("compile_for_h200.py", "steps", folder)
-    return lambda name: Program(folder / name)
+    return _programs(tmp_path_factory, "steps")
 
 
 @pytest.fixture(scope="session")
 def cuts(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Program]:
     """A step over several devices, by the name of its case."""
-    folder = tmp_path_factory.mktemp("cuts")
-    _compile("compile_for_h200.py", "cuts", folder)
-    return lambda name: Program(folder / name)
+    return _programs(tmp_path_factory, "cuts")
 
 
 @pytest.fixture(scope="session")
 def experts(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Program]:
     """A mixture of experts, by the name of its case."""
-    folder = tmp_path_factory.mktemp("experts")
-    _compile("compile_for_h200.py", "experts", folder)
-    return lambda name: Program(folder / name)
+    return _programs(tmp_path_factory, "experts")
 
 
 @pytest.fixture(scope="session")
@@ -77,6 +69,13 @@ def triton_kernels(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], 
     folder = tmp_path_factory.mktemp("triton")
     _compile("compile_triton.py", folder)
     return lambda name: read_ptxas((folder / name / "ptxas.txt").read_text())
+
+
+def _programs(tmp_path_factory: pytest.TempPathFactory, group: str) -> Callable[[str], Program]:
+    """Compiles a group of cases; its programs by the names of the cases."""
+    folder = tmp_path_factory.mktemp(group)
+    _compile("compile_for_h200.py", group, folder)
+    return lambda name: Program(folder / name)
 
 
 def _compile(script: str, *arguments: str | Path) -> None:

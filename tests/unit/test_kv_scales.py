@@ -10,9 +10,13 @@ import pytest
 from random_checkpoint import add_tensors
 
 from jaxserve.core.checkpoint import load_model_config
+from jaxserve.core.config import EngineArgs
 from jaxserve.core.errors import CheckpointError
 from jaxserve.models.kv_scales import load_kv_scales
 from jaxserve.models.weights import load_params
+from jaxserve.runner.device import this_cpu
+from jaxserve.runner.resolve import resolve
+from jaxserve.runner.startup import kv_scales_of
 
 type Make = Callable[..., Path]
 LAYER_0, LAYER_1 = "model.layers.0.self_attn.", "model.layers.1.self_attn."
@@ -94,3 +98,15 @@ def test_what_is_no_scale_stays_a_surplus_tensor(make_tiny_checkpoint: Make, nam
     path = add_tensors(make_tiny_checkpoint(), {LAYER_0 + name: 1.0})
     with pytest.raises(CheckpointError, match="no place for"):
         load_params(load_model_config(path), path)
+
+
+@pytest.mark.parametrize(("num_devices", "expected"), [(1, [3, 5]), (2, [3, 5]), (4, [3, 3, 5, 5])])
+def test_devices_that_share_a_head_each_have_its_scale(
+    make_tiny_checkpoint: Make, num_devices: int, expected: list[float]
+) -> None:
+    sides = {f"{layer}{side}_scale": [3.0, 5.0] for layer in (LAYER_0, LAYER_1) for side in ("k", "v")}
+    path = add_tensors(make_tiny_checkpoint(), sides)
+    args = EngineArgs(kv_cache_dtype="fp8", tensor_parallel_size=num_devices)
+    scales_L2K = kv_scales_of(resolve(args, load_model_config(path), path, this_cpu()), lambda _: None)
+    assert scales_L2K is not None and scales_L2K.shape == (2, 2, len(expected))
+    assert (scales_L2K == expected).all()
